@@ -1,0 +1,3 @@
+from sgl_kernel_rebuild.cli import main
+
+main()

@@ -1,0 +1,32 @@
+"""``sgl-kernel-rebuild``: one module per subcommand, added here.
+
+This package alone prints and exits; everything it calls raises :class:`FactoryError`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from sgl_kernel_rebuild import __version__
+from sgl_kernel_rebuild.errors import FactoryError
+
+__all__ = ["main"]
+
+
+class _Group(click.Group):
+    """Turns a FactoryError into its message on stderr and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except FactoryError as err:
+            click.echo(f"error: {err}", err=True)
+            sys.exit(err.exit_code)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sgl-kernel-rebuild")
+def main() -> None:
+    """Build, prove and publish the sgl_kernel wheel that fits every torch from 2.7.0 on."""
