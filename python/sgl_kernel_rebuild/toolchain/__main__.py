@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ..errors import FactoryError
@@ -13,7 +14,7 @@ from ._cache import Cache
 from ._compile import compile_device, make_compiler
 from ._fatbin import Image, pack
 from ._files import pretty_json, write_output
-from ._model import KINDS
+from ._model import KINDS, Kind
 from ._record import build_record
 
 
@@ -42,6 +43,8 @@ def _compile(options: argparse.Namespace) -> None:
         source_root=options.source_root,
         nvcc=options.nvcc,
     )
+    for line in result.report.diagnostics:
+        print(line, file=sys.stderr)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
@@ -108,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
             action="extend",
             nargs="+",
             default=[],
-            type=lambda text, kind=kind: _image(kind, text),  # type: ignore[misc]
+            type=partial(_image, kind),
             metavar="ARCH=FILE",
             help=f"{kind} of an architecture",
         )
@@ -133,7 +136,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands, name, run, text):  # type: ignore[no-untyped-def]
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    text: str,
+) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     command.set_defaults(run=run)
     return command
@@ -144,7 +152,7 @@ def _add_compiler(command: argparse.ArgumentParser) -> None:
     command.add_argument("--nvcc", metavar="PATH", help="default: CUDACXX, CUDA_HOME, CUDA_PATH, then PATH")
 
 
-def _image(kind, text):  # type: ignore[no-untyped-def]
+def _image(kind: Kind, text: str) -> Image:
     arch, equals, path = text.partition("=")
     if not (arch and equals and path):
         raise argparse.ArgumentTypeError(f"expected ARCH=FILE, got {text!r}")

@@ -93,7 +93,7 @@ class Cache:
         return entry
 
     def store(self, key: str, entry: Entry) -> None:
-        """Write the entry of ``key`` and keep the size bound. Raises OSError where the cache cannot be written."""
+        """Write the entry of ``key`` and keep the size bound; raises OSError if it cannot."""
         rest = json.dumps(entry.report, sort_keys=True).encode() + b"\n" + entry.output
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Sequence
@@ -11,9 +12,9 @@ from pathlib import Path
 from ..errors import CompileError, FactoryError, ToolchainError
 from ._cache import SCHEMA, Cache, Entry
 from ._deps import SourceFile, SourceTree, depfile, find_root, is_under, source_closure
-from ._files import canonical_json, pretty_json, sha256, write_output
+from ._files import canonical_json, pretty_json, remove_output, sha256, write_output
 from ._model import KINDS, CompilerIdentity, DeviceCompiler, Job, Kind, Report, check_arch
-from ._ptxas import describe_excess, parse_resources
+from ._ptxas import describe_excess, other_lines, parse_resources
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def compile_device(
         if report_path is not None:
             write_output(Path(report_path), pretty_json(result.report.to_json()))
     except FactoryError:
-        Path(output).unlink(missing_ok=True)
+        remove_output(Path(output))
         raise
     return result
 
@@ -130,10 +131,9 @@ def _compile_cached(
         *(f"-I{tree.name(folder)}" for folder in tree.includes),
     ]
     key = _cache_key(identity, job, options, files)
-    entry = cache.load(key)
-    is_hit = entry is not None
     warnings = []
-    if entry is None:
+    cached = _load(cache, key)
+    if cached is None:
         data, log = compiler.compile(job)
         _check_no_machine_path(job, data, [tree.root, *tree.includes, *compiler.header_dirs()])
         report = Report(
@@ -147,16 +147,29 @@ def _compile_cached(
             seconds=0.0,
             is_cache_hit=False,
             kernels=parse_resources(log) if job.kind == "cubin" else {},
+            diagnostics=other_lines(log),
         )
-        entry = Entry(data, report.to_json())
         try:
-            cache.store(key, entry)
+            cache.store(key, Entry(data, report.to_json()))
         except OSError as err:
             warnings.append(f"cache: {cache.directory}: not written: {err.strerror or err}")
-    fields = {**entry.report, "seconds": round(time.perf_counter() - started, 3), "is_cache_hit": is_hit}
-    report = Report.from_json(fields)
+    else:
+        report, data = cached
+    seconds = round(time.perf_counter() - started, 3)
+    report = dataclasses.replace(report, seconds=seconds, is_cache_hit=cached is not None)
     warnings += [f"{Path(job.source).name} {job.target}: {line}" for line in describe_excess(report.kernels)]
-    return CompileResult(report, tuple(warnings)), entry.output
+    return CompileResult(report, tuple(warnings)), data
+
+
+def _load(cache: Cache, key: str) -> tuple[Report, bytes] | None:
+    entry = cache.load(key)
+    if entry is None:
+        return None
+    try:
+        report = Report.from_json(entry.report)
+    except (ValueError, TypeError, KeyError):
+        return None
+    return (report, entry.output) if report.sha256 == sha256(entry.output) else None
 
 
 def _cache_key(identity: CompilerIdentity, job: Job, options: list[str], files: list[SourceFile]) -> str:

@@ -38,13 +38,11 @@ class SourceTree:
 
     def name(self, path: str) -> str:
         """Return the machine-independent name of ``path``: relative to the root or to an include folder."""
-        if is_under(path, self.root):
-            return Path(os.path.relpath(path, self.root)).as_posix()
         for number, folder in enumerate(self.includes):
-            if is_under(path, folder):
+            if is_under(path, folder) and not is_under(path, self.root):
                 inner = Path(os.path.relpath(path, folder)).as_posix()
                 return f"<include {number}>" + ("" if inner == "." else f"/{inner}")
-        return f"<outside>/{os.path.basename(path)}"
+        return Path(os.path.relpath(path, self.root)).as_posix()
 
 
 def is_under(path: str, folder: str) -> bool:

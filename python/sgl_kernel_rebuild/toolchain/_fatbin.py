@@ -7,11 +7,12 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from ..errors import ToolchainError
 from . import _wheels
-from ._files import write_output
+from ._files import remove_output, write_output
 from ._model import Kind, check_arch
 
 # First word of a fat binary, little endian (fatbinary_section.h of the CUDA toolkit names the wrapper's;
@@ -60,13 +61,13 @@ def pack(
     Raises:
         ToolchainError: no images, one twice, one that is not what it should be, or the packer failed.
     """
-    Path(output).unlink(missing_ok=True)
+    remove_output(Path(output))
     if not images:
         raise ToolchainError("pack: expected at least one cubin or PTX, got none\nGive --cubin or --ptx.")
     ordered = sorted(
         images, key=lambda image: (image.kind, int(check_arch(image.arch).rstrip("af")), image.arch)
     )
-    for first, second in zip(ordered, ordered[1:], strict=False):
+    for first, second in pairwise(ordered):
         if (first.kind, first.arch) == (second.kind, second.arch):
             raise ToolchainError(
                 f"pack: {first.kind} {first.arch}: expected once, got twice\nDrop one of them."

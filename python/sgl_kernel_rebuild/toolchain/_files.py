@@ -43,6 +43,12 @@ def write_output(path: Path, data: bytes) -> None:
         ) from err
 
 
+def remove_output(path: Path) -> None:
+    """Remove what an earlier run left at ``path``; what cannot be removed will fail to be written."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
 def canonical_json(data: Any) -> bytes:
     """Return JSON whose bytes depend on the content alone."""
     return json.dumps(data, sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode()

@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
-from ..errors import ToolchainError
+from ..errors import CompileError, ToolchainError
 
 Kind = Literal["cubin", "ptx"]
 KINDS: tuple[Kind, ...] = ("cubin", "ptx")
@@ -33,6 +33,14 @@ def unknown_arch(arch: str, compiler: CompilerIdentity, known: list[str]) -> Too
         f"architecture: {arch}: unknown to {compiler.name} {compiler.version}, which knows {', '.join(known)}"
         " (and a or f variants of some)\n"
         "Choose among these (SGLK_ARCHS), or use a newer compiler."
+    )
+
+
+def compile_error(job: Job, compiler: CompilerIdentity, options: list[str], log: str) -> CompileError:
+    """Return the error of a failed job: file, target, options and the whole log."""
+    return CompileError(
+        f"{compiler.name} {compiler.version}: {job.label}: does not compile\n"
+        f"options: {' '.join(options)}\n{log}\nCorrect {job.source} and build again."
     )
 
 
@@ -68,7 +76,8 @@ class Resources:
 class Report:
     """One compilation. Paths are relative to the source root, options are free of machine paths.
 
-    ``inputs`` maps every file of the source closure to its sha256. ``kernels`` is empty for PTX, which
+    ``inputs`` maps every file of the source closure to its sha256. ``diagnostics`` is what the compiler
+    said beyond the resources: its warnings, line by line. ``kernels`` is empty for PTX, which
     no assembler has seen yet. ``seconds`` is what this run took, a cache hit included.
     """
 
@@ -82,6 +91,7 @@ class Report:
     seconds: float
     is_cache_hit: bool
     kernels: dict[str, Resources]
+    diagnostics: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON types."""
@@ -93,8 +103,9 @@ class Report:
         fields = dict(data)
         fields["compiler"] = CompilerIdentity(**fields["compiler"])
         fields["kernels"] = {name: Resources(**used) for name, used in fields["kernels"].items()}
-        if fields["kind"] not in KINDS:
-            raise ValueError(f"kind: expected one of {KINDS}, got {fields['kind']!r}")
+        if fields["kind"] not in KINDS or not isinstance(fields["inputs"], dict):
+            raise ValueError("no compile report")
+        check_arch(fields["arch"])
         return cls(**fields)
 
 

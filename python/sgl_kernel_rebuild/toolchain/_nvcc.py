@@ -7,14 +7,18 @@ import re
 import shutil
 import subprocess
 import tempfile
+from functools import cached_property
 from pathlib import Path
 
 from ..errors import ToolchainError
-from ._model import MINIMUM_CUDA, CompilerIdentity, Job, unknown_arch
-from ._nvrtc import compile_error
+from ._model import MINIMUM_CUDA, CompilerIdentity, Job, compile_error, unknown_arch
 
 _VERSION = re.compile(r"release \d+\.\d+, V(\d+)\.(\d+)\.(\d+)")
+_BIN_FOLDER = re.compile(r"^#\$ _HERE_=(.+)$", re.MULTILINE)
+_INCLUDES = re.compile(r"^#\$ (?:SYSTEM_)?INCLUDES=(.*)$", re.MULTILINE)
+_QUOTED_PATH = re.compile(r'"(?:-I)?(/[^"]*)"')
 _CCCL_VERSION = re.compile(r"^#define\s+CCCL_VERSION\s+(\d+)", re.MULTILINE)
+_UNKNOWN_ARCH = re.compile(r"unsupported gpu architecture|is not defined for option 'gpu-arch", re.IGNORECASE)
 
 
 class Nvcc:
@@ -22,12 +26,9 @@ class Nvcc:
 
     def __init__(self, path: str | None = None) -> None:
         self.path = find_nvcc(path)
-        self._identity: CompilerIdentity | None = None
 
     def identity(self) -> CompilerIdentity:
         """Return the version that nvcc prints and the version of the toolkit's CCCL headers."""
-        if self._identity is None:
-            self._identity = CompilerIdentity("nvcc", self._version(), self._headers())
         return self._identity
 
     def common_options(self) -> list[str]:
@@ -35,12 +36,13 @@ class Nvcc:
         return ["-std=c++17", "-Xptxas", "-v"]
 
     def header_dirs(self) -> list[str]:
-        """Return the toolkit's header folder; nvcc adds it by itself."""
-        return [str(Path(os.path.realpath(self.path)).parent.parent / "include")]
+        """Return the toolkit's header folders; nvcc adds them by itself."""
+        lines = " ".join(_INCLUDES.findall(self._dryrun))
+        return [os.path.normpath(path) for path in _QUOTED_PATH.findall(lines)]
 
-    def compile(self, job: Job) -> tuple[bytes, str]:
-        """Compile with ``job.root`` as the current folder, so that nvcc meets relative paths only."""
-        options = [
+    def options(self, job: Job) -> list[str]:
+        """Return the options of ``job``, output and source excepted."""
+        return [
             *self.common_options(),
             f"-{job.kind}",
             f"-arch={job.target}",
@@ -49,30 +51,35 @@ class Nvcc:
             *(f"-D{define}" for define in job.defines),
             *(f"-I{folder}" for folder in job.includes),
         ]
+
+    def compile(self, job: Job) -> tuple[bytes, str]:
+        """Compile with ``job.root`` as the current folder, so that nvcc meets relative paths only."""
+        options = self.options(job)
         with tempfile.TemporaryDirectory(prefix="sglk-nvcc-") as scratch:
             output = Path(scratch, f"device.{job.kind}")
             done = run([self.path, *options, "-o", str(output), job.source], cwd=job.root)
             log = (done.stdout + done.stderr).strip()
-            if done.returncode != 0 or not output.is_file():
-                known = self._known_archs()
-                unsupported = re.search(
-                    r"unsupported gpu architecture|not defined for option 'gpu-arch", log, re.I
-                )
-                if unsupported or (known and job.arch.rstrip("af") not in known):
-                    raise unknown_arch(job.arch, self.identity(), known)
-                raise compile_error(job, self.identity(), options, log or f"exit status {done.returncode}")
-            return output.read_bytes(), log
+            if done.returncode == 0 and output.is_file():
+                return output.read_bytes(), log
+        known = re.findall(r"sm_(\d+[af]?)", run([self.path, "--list-gpu-code"]).stdout)
+        if _UNKNOWN_ARCH.search(log) or (known and job.arch.rstrip("af") not in known):
+            raise unknown_arch(job.arch, self.identity(), known)
+        raise compile_error(job, self.identity(), options, log or f"exit status {done.returncode}")
 
     def fatbinary(self) -> str:
-        """Return the packer that lies beside nvcc."""
-        for folder in (os.path.dirname(self.path), os.path.dirname(os.path.realpath(self.path))):
-            if found := shutil.which(os.path.join(folder, "fatbinary")):
-                return found
-        raise ToolchainError(
-            f"fatbinary: expected beside {self.path}, got none\nPoint --nvcc at the nvcc of a whole CUDA toolkit."
-        )
+        """Return the packer of the toolkit."""
+        match = _BIN_FOLDER.search(self._dryrun)
+        folder = match[1] if match else os.path.dirname(self.path)
+        found = shutil.which(os.path.join(folder, "fatbinary"))
+        if found is None:
+            raise ToolchainError(
+                f"fatbinary: expected in {folder}, beside nvcc, got none\n"
+                "Point --nvcc at the nvcc of a whole CUDA toolkit."
+            )
+        return found
 
-    def _version(self) -> str:
+    @cached_property
+    def _identity(self) -> CompilerIdentity:
         done = run([self.path, "--version"])
         match = _VERSION.search(done.stdout)
         if done.returncode != 0 or match is None:
@@ -81,24 +88,27 @@ class Nvcc:
                 f"{(done.stdout + done.stderr).strip() or f'exit status {done.returncode}'}\n"
                 "Point --nvcc at the nvcc of a CUDA toolkit."
             )
+        version = ".".join(match.groups())
         if (int(match[1]), int(match[2])) < MINIMUM_CUDA:
             raise ToolchainError(
-                f"nvcc: {self.path}: expected CUDA 12.8 or newer, got {'.'.join(match.groups())}\n"
+                f"nvcc: {self.path}: expected CUDA 12.8 or newer, got {version}\n"
                 "Install a newer toolkit, or use the nvrtc compiler, which needs none."
             )
-        return ".".join(match.groups())
+        return CompilerIdentity("nvcc", version, self._header_versions())
 
-    def _headers(self) -> dict[str, str]:
-        for base in self.header_dirs():
-            for inner in ("cccl", "."):
-                path = Path(base, inner, "cuda", "std", "__cccl", "version.h")
-                if path.is_file() and (match := _CCCL_VERSION.search(path.read_text(errors="replace"))):
-                    number = int(match[1])  # MMMmmmppp, as the header defines it
-                    return {"cccl": f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"}
+    @cached_property
+    def _dryrun(self) -> str:
+        # nvcc may be a wrapper script or a link: only nvcc itself knows where its toolkit lies.
+        done = run([self.path, "--dryrun", "-cubin", "-x", "cu", os.devnull])
+        return done.stdout + done.stderr
+
+    def _header_versions(self) -> dict[str, str]:
+        for folder in self.header_dirs():
+            path = Path(folder, "cuda", "std", "__cccl", "version.h")
+            if path.is_file() and (match := _CCCL_VERSION.search(path.read_text(errors="replace"))):
+                number = int(match[1])  # MMMmmmppp, as that header defines it
+                return {"cccl": f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"}
         return {}
-
-    def _known_archs(self) -> list[str]:
-        return re.findall(r"sm_(\d+[af]?)", run([self.path, "--list-gpu-code"]).stdout)
 
 
 def find_nvcc(path: str | None = None) -> str:
@@ -106,13 +116,11 @@ def find_nvcc(path: str | None = None) -> str:
 
     The first of these that is set decides: a wrong one is an error, not a reason to look further.
     """
+    homes = [(name, os.environ.get(name)) for name in ("CUDA_HOME", "CUDA_PATH")]
     candidates = [
         ("--nvcc", path),
         ("CUDACXX", os.environ.get("CUDACXX")),
-        *(
-            (name, os.path.join(os.environ[name], "bin", "nvcc") if os.environ.get(name) else None)
-            for name in ("CUDA_HOME", "CUDA_PATH")
-        ),
+        *((name, home and os.path.join(home, "bin", "nvcc")) for name, home in homes),
         ("PATH", "nvcc"),
     ]
     origin, wanted = next((origin, wanted) for origin, wanted in candidates if wanted)
@@ -126,7 +134,7 @@ def find_nvcc(path: str | None = None) -> str:
 
 
 def run(command: list[str], cwd: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a tool of the toolkit and return its output as text; a tool that cannot start is a ToolchainError."""
+    """Run a tool of the toolkit, its output as text; one that cannot start is a ToolchainError."""
     try:
         return subprocess.run(
             command,

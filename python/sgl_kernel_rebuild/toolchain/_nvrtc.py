@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import CompileError, ToolchainError
+from ..errors import ToolchainError
 from . import _wheels
-from ._model import MINIMUM_CUDA, CompilerIdentity, Job, unknown_arch
+from ._model import MINIMUM_CUDA, CompilerIdentity, Job, compile_error, unknown_arch
 
 
 class Nvrtc:
@@ -66,14 +66,6 @@ class Nvrtc:
                 nvrtc.nvrtcDestroyProgram(program)
 
 
-def compile_error(job: Job, compiler: CompilerIdentity, options: list[str], log: str) -> CompileError:
-    """Return the error of a failed job: file, target, options and the whole log."""
-    return CompileError(
-        f"{compiler.name} {compiler.version}: {job.label}: does not compile\n"
-        f"options: {' '.join(options)}\n{log}\nCorrect {job.source} and build again."
-    )
-
-
 def _load() -> Any:
     """Import the bindings, bound to the library of the wheel and no other of the same name.
 
@@ -84,11 +76,12 @@ def _load() -> Any:
         for pattern in (r"libnvrtc-builtins\.so\.\d+\.\d+", r"libnvrtc\.so\.\d+"):
             ctypes.CDLL(_wheels.library(_wheels.NVRTC, pattern), mode=ctypes.RTLD_GLOBAL)
         from cuda.bindings import nvrtc
-    except (ImportError, OSError) as err:
+
+        loaded = ".".join(str(part) for part in _check(nvrtc, nvrtc.nvrtcVersion()))
+    except (ImportError, OSError, RuntimeError) as err:
         raise ToolchainError(
             f"nvrtc: cannot be loaded: {err}\nInstall the build requirements of pyproject.toml."
         ) from err
-    loaded = ".".join(str(part) for part in _check(nvrtc, nvrtc.nvrtcVersion()))
     expected = _wheels.version(_wheels.NVRTC)
     if not f"{expected}.".startswith(f"{loaded}."):
         raise ToolchainError(
@@ -113,10 +106,9 @@ def _name(nvrtc: Any, status: Any) -> str:
 
 def _read(nvrtc: Any, program: Any, what: str) -> bytes:
     (size,) = _check(nvrtc, getattr(nvrtc, f"nvrtcGet{what}Size")(program))
-    # The bindings write into the bytes object itself; bytes(n) would be shared for n <= 1.
-    buffer = b"\0" * size if size > 1 else bytes(bytearray(2))
+    buffer = bytearray(size)
     _check(nvrtc, getattr(nvrtc, f"nvrtcGet{what}")(program, buffer))
-    return buffer[:size]
+    return bytes(buffer)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,10 @@ _REGISTERS = re.compile(r"Used (\d+) registers")
 _CUMULATIVE = re.compile(r"(\d+) bytes cumulative stack size")
 _SHARED = re.compile(r"(\d+)(?:\+\d+)? bytes smem")
 _CONSTANT = re.compile(r"(\d+) bytes cmem\[\d+\]")
+_RESOURCE_LINE = re.compile(
+    r"ptxas info\s*: (\d+ bytes gmem|Compiling entry function|Function properties|Used \d+|Compile time)"
+    r"|(ptxas\s+\.)?\s*\d+ bytes stack frame"
+)
 
 
 def parse_resources(log: str) -> dict[str, Resources]:
@@ -57,6 +61,11 @@ def parse_resources(log: str) -> dict[str, Resources]:
                 constant=sum(int(size) for size in _CONSTANT.findall(line)),
             )
     return dict(sorted(kernels.items()))
+
+
+def other_lines(log: str) -> list[str]:
+    """Return what the log holds beyond resources: the warnings of compiler and assembler."""
+    return [line.rstrip() for line in log.splitlines() if line.strip() and not _RESOURCE_LINE.match(line)]
 
 
 def describe_excess(kernels: dict[str, Resources]) -> list[str]:
