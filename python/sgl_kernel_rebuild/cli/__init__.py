@@ -1,6 +1,9 @@
 """``sgl-kernel-rebuild``: one module per subcommand, added here.
 
-This package alone prints and exits; everything it calls raises :class:`FactoryError`.
+This package alone prints and exits; everything it calls raises :class:`FactoryError`. A subcommand
+imports what it needs inside its function, so that ``--help`` is instant.
+
+Exit codes: 0 success, 2 wrong usage, otherwise that of the error class (:mod:`sgl_kernel_rebuild.errors`).
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ import sys
 import click
 
 from sgl_kernel_rebuild import __version__
+from sgl_kernel_rebuild.cli.index import index
+from sgl_kernel_rebuild.cli.publish import publish
 from sgl_kernel_rebuild.errors import FactoryError
 
 __all__ = ["main"]
@@ -30,3 +35,7 @@ class _Group(click.Group):
 @click.version_option(__version__, prog_name="sgl-kernel-rebuild")
 def main() -> None:
     """Build, prove and publish the sgl_kernel wheel that fits every torch from 2.7.0 on."""
+
+
+main.add_command(index)
+main.add_command(publish)

@@ -232,8 +232,8 @@ def _write(path: Path, content: bytes | Wheel) -> None:
         with path.open("rb") as file:
             if (sha256 := sha256_of(file)[0]) != content.entry.sha256:
                 raise PublishError(
-                    f"publish: {content.path}: expected sha256 {content.entry.sha256} as first read, got {sha256}:"
-                    " the file changed meanwhile\nWait until its build is done, and publish again."
+                    f"publish: {content.path}: expected sha256 {content.entry.sha256} as first read, got"
+                    f" {sha256}: the file changed meanwhile\nWait until its build is done, and publish again."
                 )
 
 

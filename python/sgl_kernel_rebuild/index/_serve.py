@@ -7,6 +7,7 @@ gives JSON to clients that ask for it. It is for trying an index out, not for th
 from __future__ import annotations
 
 import os
+import socketserver
 from functools import partial
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -50,7 +51,7 @@ def make_server(index: Path, port: int = 0, *, is_quiet: bool = False) -> Thread
         )
     handler = partial(_QuietHandler if is_quiet else _Handler, directory=os.fspath(index))
     try:
-        return ThreadingHTTPServer((LOOPBACK, port), handler)
+        return _Server((LOOPBACK, port), handler)
     except (OSError, OverflowError) as err:
         raise HostError(
             f"serve: {LOOPBACK}:{port}: expected a free port, got {err}\nChoose another one, or 0 for any."
@@ -76,6 +77,13 @@ def _quality(parameters: list[str]) -> float:
             except ValueError:
                 return 0.0
     return 1.0
+
+
+class _Server(ThreadingHTTPServer):
+    def server_bind(self) -> None:
+        # HTTPServer would look its own name up, which takes seconds where name service does not answer.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = LOOPBACK, self.server_address[1]
 
 
 class _Handler(SimpleHTTPRequestHandler):

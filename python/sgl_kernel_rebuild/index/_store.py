@@ -102,6 +102,6 @@ def _read_page(page: Path) -> list[IndexedWheel]:
         return read_project_json(page.read_bytes(), page.parent.name)
     except PageError as err:
         raise PublishError(
-            f"index: {page}: {err}\nRemove the folder {page.parent.parent} and publish every wheel of the index"
-            " again; the pages are made from the wheels alone."
+            f"index: {page}: {err}\nRemove the folder {page.parent.parent} and publish every wheel of the"
+            " index again; the pages are made from the wheels alone."
         ) from err

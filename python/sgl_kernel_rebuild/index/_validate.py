@@ -60,7 +60,8 @@ def validate(index: Path) -> list[Violation]:
         return sorted(set(_Validation(index).run()))
     except OSError as err:
         raise PublishError(
-            f"index: {index}: expected a readable directory, got {describe(err)}\nCheck the path and its permissions."
+            f"index: {index}: expected a readable directory, got {describe(err)}"
+            "\nCheck the path and its permissions."
         ) from err
 
 

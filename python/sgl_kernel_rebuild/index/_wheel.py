@@ -104,8 +104,8 @@ def _parse_filename(path: Path) -> tuple[NormalizedName, Version]:
         return canonicalize_name(project, validate=True), version
     except ValueError as err:
         raise PublishError(
-            f"wheel: {path}: expected a name like name-version-python-abi-platform.whl, got {path.name!r} ({err})"
-            "\nPublish the file under the name that the build gave it."
+            f"wheel: {path}: expected a name like name-version-python-abi-platform.whl, got {path.name!r}"
+            f" ({err})\nPublish the file under the name that the build gave it."
         ) from err
 
 
