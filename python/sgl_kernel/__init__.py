@@ -1,0 +1,200 @@
+"""The sgl-kernel 0.3.7 API in one library for every torch from 2.7.0 on.
+
+``missing()`` lists the names that import but are not provided yet; calling one raises NotProvidedError.
+``python -m sgl_kernel`` prints what this installation is and what it runs on.
+"""
+
+from __future__ import annotations
+
+from sgl_kernel import _compat, flash_attn, scalar_type, sparse_flash_attn
+from sgl_kernel._missing import NotProvidedError, missing
+from sgl_kernel.allreduce import (
+    all_reduce,
+    dispose,
+    get_graph_buffer_ipc_meta,
+    init_custom_ar,
+    meta_size,
+    mscclpp_allreduce,
+    mscclpp_generate_unique_id,
+    mscclpp_init_context,
+    register_buffer,
+    register_graph_buffers,
+)
+from sgl_kernel.attention import (
+    cutlass_mla_decode,
+    cutlass_mla_get_workspace_size,
+    lightning_attention_decode,
+    merge_state,
+    merge_state_v2,
+)
+from sgl_kernel.cutlass_moe import cutlass_w4a8_moe_mm, get_cutlass_w4a8_moe_mm_data
+from sgl_kernel.elementwise import (
+    FusedSetKVBufferArg,
+    apply_rope_with_cos_sin_cache_inplace,
+    downcast_fp8,
+    fused_add_rmsnorm,
+    gelu_and_mul,
+    gelu_tanh_and_mul,
+    gemma_fused_add_rmsnorm,
+    gemma_rmsnorm,
+    rmsnorm,
+    silu_and_mul,
+)
+from sgl_kernel.fused_moe import fused_marlin_moe
+from sgl_kernel.gemm import (
+    awq_dequantize,
+    bmm_fp8,
+    cutlass_scaled_fp4_mm,
+    dsv3_fused_a_gemm,
+    dsv3_router_gemm,
+    fp8_blockwise_scaled_mm,
+    fp8_scaled_mm,
+    gptq_gemm,
+    gptq_marlin_gemm,
+    gptq_shuffle,
+    int8_scaled_mm,
+    qserve_w4a8_per_chn_gemm,
+    qserve_w4a8_per_group_gemm,
+    scaled_fp4_experts_quant,
+    scaled_fp4_grouped_quant,
+    scaled_fp4_quant,
+    sgl_per_tensor_quant_fp8,
+    sgl_per_token_group_quant_fp8,
+    sgl_per_token_group_quant_int8,
+    sgl_per_token_quant_fp8,
+    shuffle_rows,
+    silu_and_mul_scaled_fp4_grouped_quant,
+)
+from sgl_kernel.grammar import apply_token_bitmask_inplace_cuda
+from sgl_kernel.kvcacheio import (
+    transfer_kv_all_layer,
+    transfer_kv_all_layer_mla,
+    transfer_kv_per_layer,
+    transfer_kv_per_layer_mla,
+)
+from sgl_kernel.marlin import awq_marlin_moe_repack, awq_marlin_repack, gptq_marlin_repack
+from sgl_kernel.memory import set_kv_buffer_kernel
+from sgl_kernel.moe import (
+    apply_shuffle_mul_sum,
+    cutlass_fp4_group_mm,
+    ep_moe_post_reorder,
+    ep_moe_pre_reorder,
+    ep_moe_silu_and_mul,
+    fp8_blockwise_scaled_grouped_mm,
+    moe_align_block_size,
+    moe_fused_gate,
+    prepare_moe_input,
+    topk_softmax,
+)
+from sgl_kernel.sampling import (
+    min_p_sampling_from_probs,
+    top_k_mask_logits,
+    top_k_renorm_prob,
+    top_k_top_p_sampling_from_logits,
+    top_k_top_p_sampling_from_probs,
+    top_p_renorm_prob,
+    top_p_sampling_from_probs,
+)
+from sgl_kernel.spatial import create_greenctx_stream_by_value, get_sm_available
+from sgl_kernel.speculative import (
+    build_tree_kernel_efficient,
+    segment_packbits,
+    tree_speculative_sampling_target_only,
+    verify_tree_greedy,
+)
+from sgl_kernel.top_k import fast_topk
+from sgl_kernel.version import __version__
+
+__all__ = [
+    "FusedSetKVBufferArg",
+    "NotProvidedError",
+    "__version__",
+    "all_reduce",
+    "apply_rope_with_cos_sin_cache_inplace",
+    "apply_shuffle_mul_sum",
+    "apply_token_bitmask_inplace_cuda",
+    "awq_dequantize",
+    "awq_marlin_moe_repack",
+    "awq_marlin_repack",
+    "bmm_fp8",
+    "build_tree_kernel_efficient",
+    "create_greenctx_stream_by_value",
+    "cutlass_fp4_group_mm",
+    "cutlass_mla_decode",
+    "cutlass_mla_get_workspace_size",
+    "cutlass_scaled_fp4_mm",
+    "cutlass_w4a8_moe_mm",
+    "dispose",
+    "downcast_fp8",
+    "dsv3_fused_a_gemm",
+    "dsv3_router_gemm",
+    "ep_moe_post_reorder",
+    "ep_moe_pre_reorder",
+    "ep_moe_silu_and_mul",
+    "fast_topk",
+    "flash_attn",
+    "fp8_blockwise_scaled_grouped_mm",
+    "fp8_blockwise_scaled_mm",
+    "fp8_scaled_mm",
+    "fused_add_rmsnorm",
+    "fused_marlin_moe",
+    "gelu_and_mul",
+    "gelu_tanh_and_mul",
+    "gemma_fused_add_rmsnorm",
+    "gemma_rmsnorm",
+    "get_cutlass_w4a8_moe_mm_data",
+    "get_graph_buffer_ipc_meta",
+    "get_sm_available",
+    "gptq_gemm",
+    "gptq_marlin_gemm",
+    "gptq_marlin_repack",
+    "gptq_shuffle",
+    "init_custom_ar",
+    "int8_scaled_mm",
+    "lightning_attention_decode",
+    "merge_state",
+    "merge_state_v2",
+    "meta_size",
+    "min_p_sampling_from_probs",
+    "missing",
+    "moe_align_block_size",
+    "moe_fused_gate",
+    "mscclpp_allreduce",
+    "mscclpp_generate_unique_id",
+    "mscclpp_init_context",
+    "prepare_moe_input",
+    "qserve_w4a8_per_chn_gemm",
+    "qserve_w4a8_per_group_gemm",
+    "register_buffer",
+    "register_graph_buffers",
+    "rmsnorm",
+    "scalar_type",
+    "scaled_fp4_experts_quant",
+    "scaled_fp4_grouped_quant",
+    "scaled_fp4_quant",
+    "segment_packbits",
+    "set_kv_buffer_kernel",
+    "sgl_per_tensor_quant_fp8",
+    "sgl_per_token_group_quant_fp8",
+    "sgl_per_token_group_quant_int8",
+    "sgl_per_token_quant_fp8",
+    "shuffle_rows",
+    "silu_and_mul",
+    "silu_and_mul_scaled_fp4_grouped_quant",
+    "sparse_flash_attn",
+    "top_k_mask_logits",
+    "top_k_renorm_prob",
+    "top_k_top_p_sampling_from_logits",
+    "top_k_top_p_sampling_from_probs",
+    "top_p_renorm_prob",
+    "top_p_sampling_from_probs",
+    "topk_softmax",
+    "transfer_kv_all_layer",
+    "transfer_kv_all_layer_mla",
+    "transfer_kv_per_layer",
+    "transfer_kv_per_layer_mla",
+    "tree_speculative_sampling_target_only",
+    "verify_tree_greedy",
+]
+
+_compat.supply_amx_query()

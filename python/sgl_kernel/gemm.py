@@ -1,0 +1,246 @@
+"""Quantized matrix products, and the quantization of their operands. None is provided yet."""
+
+# mypy: disable-error-code="empty-body"
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sgl_kernel._missing import not_provided
+from sgl_kernel.scalar_type import ScalarType
+
+__all__ = [
+    "awq_dequantize",
+    "bmm_fp8",
+    "cutlass_scaled_fp4_mm",
+    "dsv3_fused_a_gemm",
+    "dsv3_router_gemm",
+    "fp8_blockwise_scaled_mm",
+    "fp8_scaled_mm",
+    "gptq_gemm",
+    "gptq_marlin_gemm",
+    "gptq_shuffle",
+    "int8_scaled_mm",
+    "qserve_w4a8_per_chn_gemm",
+    "qserve_w4a8_per_group_gemm",
+    "scaled_fp4_experts_quant",
+    "scaled_fp4_grouped_quant",
+    "scaled_fp4_quant",
+    "sgl_per_tensor_quant_fp8",
+    "sgl_per_token_group_quant_fp8",
+    "sgl_per_token_group_quant_int8",
+    "sgl_per_token_quant_fp8",
+    "shuffle_rows",
+    "silu_and_mul_scaled_fp4_grouped_quant",
+]
+
+
+@not_provided
+def awq_dequantize(qweight: Tensor, scales: Tensor, qzeros: Tensor) -> Tensor:
+    """AWQ weights of 4 bits as a matrix [in, out] in the dtype of their scales."""
+
+
+@not_provided
+def int8_scaled_mm(
+    mat_a: Tensor,
+    mat_b: Tensor,
+    scales_a: Tensor,
+    scales_b: Tensor,
+    out_dtype: torch.dtype,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """int8 times int8, scaled per row and per column."""
+
+
+@not_provided
+def fp8_blockwise_scaled_mm(
+    mat_a: Tensor, mat_b: Tensor, scales_a: Tensor, scales_b: Tensor, out_dtype: torch.dtype
+) -> Tensor:
+    """float8 times float8, scaled per 1 x 128 and per 128 x 128 block."""
+
+
+@not_provided
+def fp8_scaled_mm(
+    mat_a: Tensor,
+    mat_b: Tensor,
+    scales_a: Tensor,
+    scales_b: Tensor,
+    out_dtype: torch.dtype,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """float8 times float8, scaled per row and per column."""
+
+
+@not_provided
+def bmm_fp8(
+    A: Tensor,
+    B: Tensor,
+    A_scale: Tensor,
+    B_scale: Tensor,
+    dtype: torch.dtype,
+    out: Tensor | None = None,
+) -> Tensor:
+    """A batch of float8 products with one scale per operand."""
+
+
+@not_provided
+def dsv3_fused_a_gemm(mat_a: Tensor, mat_b: Tensor, output: Tensor | None = None) -> Tensor:
+    """DeepSeek-V3's joint down-projection for at most 16 tokens, in bfloat16."""
+
+
+@not_provided
+def sgl_per_token_group_quant_fp8(
+    input: Tensor,
+    output_q: Tensor,
+    output_s: Tensor,
+    group_size: int,
+    eps: float,
+    fp8_min: float,
+    fp8_max: float,
+    scale_ue8m0: bool,
+) -> None:
+    """Quantizes to float8 with one scale per group of a row."""
+
+
+@not_provided
+def sgl_per_token_group_quant_int8(
+    input: Tensor,
+    output_q: Tensor,
+    output_s: Tensor,
+    group_size: int,
+    eps: float,
+    int8_min: float,
+    int8_max: float,
+) -> None:
+    """Quantizes to int8 with one scale per group of a row."""
+
+
+@not_provided
+def sgl_per_tensor_quant_fp8(input: Tensor, output_q: Tensor, output_s: Tensor, is_static: bool) -> None:
+    """Quantizes to float8 with one scale, given or computed."""
+
+
+@not_provided
+def sgl_per_token_quant_fp8(input: Tensor, output_q: Tensor, output_s: Tensor) -> None:
+    """Quantizes to float8 with one scale per row."""
+
+
+@not_provided
+def cutlass_scaled_fp4_mm(
+    a: Tensor,
+    b: Tensor,
+    block_scale_a: Tensor,
+    block_scale_b: Tensor,
+    alpha: Tensor,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """float4 times float4 with one scale per 16 elements."""
+
+
+@not_provided
+def scaled_fp4_quant(input: Tensor, input_global_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantizes to float4 with one float8 scale per 16 elements."""
+
+
+@not_provided
+def qserve_w4a8_per_chn_gemm(
+    in_feats: Tensor,
+    kernel: Tensor,
+    wscales: Tensor,
+    ascales: Tensor,
+    w_szs: Tensor,
+    a_ssums: Tensor,
+    out_feats: Tensor | None = None,
+) -> Tensor:
+    """int8 times uint4 with one weight scale and zero per channel."""
+
+
+@not_provided
+def qserve_w4a8_per_group_gemm(
+    in_feats: Tensor,
+    kernel: Tensor,
+    zeros: Tensor,
+    scales_i8: Tensor,
+    wscales: Tensor,
+    ascales: Tensor,
+    out_feats: Tensor | None = None,
+) -> Tensor:
+    """int8 times uint4 with int8 scales and zeros per group of 128, and one scale per channel."""
+
+
+@not_provided
+def dsv3_router_gemm(
+    hidden_states: Tensor, router_weights: Tensor, out_dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """DeepSeek-V3's router logits for at most 16 tokens."""
+
+
+@not_provided
+def shuffle_rows(input_tensor: Tensor, dst2src_map: Tensor, output_tensor_shape: tuple[int, ...]) -> Tensor:
+    """A new tensor whose row i is the row ``dst2src_map[i]`` of the input."""
+
+
+@not_provided
+def scaled_fp4_grouped_quant(input_tensor: Tensor, input_global_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """``scaled_fp4_quant`` for each matrix of a batch."""
+
+
+@not_provided
+def silu_and_mul_scaled_fp4_grouped_quant(
+    input_tensor: Tensor, input_global_scale: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """SwiGLU, then ``scaled_fp4_grouped_quant``, of the first ``mask[i]`` rows of matrix i."""
+
+
+@not_provided
+def scaled_fp4_experts_quant(
+    input_tensor: Tensor,
+    input_global_scale: Tensor,
+    expert_offsets: Tensor,
+    blockscale_offsets: Tensor,
+    topk: int,
+    expert_map: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``scaled_fp4_quant`` of rows sorted by expert, each with its expert's scale."""
+
+
+@not_provided
+def gptq_marlin_gemm(
+    a: Tensor,
+    c: Tensor | None,
+    b_q_weight: Tensor,
+    b_scales: Tensor,
+    global_scale: Tensor | None,
+    b_zeros: Tensor | None,
+    g_idx: Tensor | None,
+    perm: Tensor | None,
+    workspace: Tensor,
+    b_q_type: ScalarType,
+    size_m: int,
+    size_n: int,
+    size_k: int,
+    is_k_full: bool = True,
+    use_atomic_add: bool = False,
+    use_fp32_reduce: bool = False,
+    is_zp_float: bool = False,
+) -> Tensor:
+    """``a`` times quantized weights in Marlin's tiles, dequantized on the fly."""
+
+
+@not_provided
+def gptq_gemm(
+    a: Tensor,
+    b_q_weight: Tensor,
+    b_gptq_qzeros: Tensor,
+    b_gptq_scales: Tensor,
+    b_g_idx: Tensor,
+    use_shuffle: bool,
+    bit: int,
+) -> Tensor:
+    """``a`` times GPTQ weights of 2, 3, 4 or 8 bits."""
+
+
+@not_provided
+def gptq_shuffle(q_weight: Tensor, q_perm: Tensor, bit: int) -> None:
+    """Reorders GPTQ weights in place, as ``gptq_gemm`` reads them with ``use_shuffle``."""

@@ -1,0 +1,1 @@
+"""Reference implementations that tests of this API compare with."""
