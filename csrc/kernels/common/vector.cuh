@@ -1,0 +1,47 @@
+// Aligned groups of elements, moved by one memory instruction each.
+#pragma once
+
+#include "common/types.cuh"
+
+namespace sglk {
+
+// kSize elements, aligned to their total size (2, 4, 8 or 16 bytes).
+template <class T, int kSize>
+struct alignas(sizeof(T) * kSize) Vector {
+  T data[kSize];
+  __device__ __forceinline__ T& operator[](int i) { return data[i]; }
+  __device__ __forceinline__ const T& operator[](int i) const { return data[i]; }
+};
+
+// Elements of T in 16 bytes, the widest access that every architecture has.
+template <class T>
+constexpr int kVectorSize = 16 / sizeof(T);
+
+// A value that this kernel reads once: kept out of L1, which a block would otherwise fill with it. Coherent, unlike
+// ld.global.nc, because an output may be the input.
+template <class T, int kSize>
+__device__ __forceinline__ Vector<T, kSize> load_streaming(const T* pointer) {
+  Vector<T, kSize> value;
+  if constexpr (sizeof(value) == 16) {
+    uint4& bits = reinterpret_cast<uint4&>(value);
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                 : "l"(pointer)
+                 : "memory");
+  } else {
+    value = *reinterpret_cast<const Vector<T, kSize>*>(pointer);
+  }
+  return value;
+}
+
+template <class T, int kSize>
+__device__ __forceinline__ Vector<T, kSize> load(const T* pointer) {
+  return *reinterpret_cast<const Vector<T, kSize>*>(pointer);
+}
+
+template <class T, int kSize>
+__device__ __forceinline__ void store(T* pointer, const Vector<T, kSize>& value) {
+  *reinterpret_cast<Vector<T, kSize>*>(pointer) = value;
+}
+
+}  // namespace sglk

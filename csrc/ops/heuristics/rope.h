@@ -1,0 +1,61 @@
+// Which rope kernel for which shape: pure functions, tested on the CPU.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <iterator>
+#include <string>
+
+namespace sglk::rope {
+
+enum Style { kNeox, kInterleaved };
+enum ElementType { kBf16, kF16 };
+constexpr int kElementTypes = 2;
+
+struct Shape {
+  const char* name;
+  int pairs;   // of a thread and head
+  int unroll;  // heads that a thread loads before it rotates the first
+};
+constexpr Shape kShapes[] = {{"vector_1", 8, 1}, {"vector_4", 8, 4}, {"element_1", 1, 1}};
+constexpr int kShapeCount = std::size(kShapes);
+constexpr int kKernelCount = 2 * kElementTypes * kShapeCount;
+constexpr int kMaxThreads = 512;
+constexpr int kMaxRotaryDim = 2 * kMaxThreads;  // a head's pairs fit one block, one pair a thread
+
+struct Choice {
+  int shape;            // index into kShapes
+  int threads;          // of a block
+  int lanes;            // threads that share a head
+  int heads_per_block;  // heads of a token that a block takes
+  int head_blocks;      // blocks that share a token
+};
+
+// heads: of queries and keys together. is_aligned: every pointer, stride, head_size and half of rotary_dim is a
+// multiple of 16 bytes.
+inline Choice choose(int64_t tokens, int heads, int rotary_dim, bool is_aligned, int multiprocessors) {
+  // Until the machine is full, a thread takes one head and a token is spread over several blocks.
+  const bool is_small = tokens < 8 * multiprocessors;
+  const int shape = !is_aligned ? 2 : is_small ? 0 : 1;
+  const int lanes = rotary_dim / 2 / kShapes[shape].pairs;
+  const int wanted_threads = is_small ? 128 : 160;
+  // Heads that the block's threads cover at once, and with all their loads in flight.
+  const int abreast = std::max(1, std::min(wanted_threads, kMaxThreads) / lanes);
+  const int per_block = is_small ? std::min(heads, abreast) : heads;
+  const int step = std::min(abreast, (per_block + kShapes[shape].unroll - 1) / kShapes[shape].unroll);
+  const int threads = std::min(kMaxThreads, (step * lanes + 31) / 32 * 32);
+  return {shape, threads, lanes, per_block, (heads + per_block - 1) / per_block};
+}
+
+inline int kernel_index(Style style, ElementType type, int shape) {
+  return (int{style} * kElementTypes + int{type}) * kShapeCount + shape;
+}
+
+inline std::string kernel_name(int index) {
+  static constexpr const char* kStyleNames[] = {"neox", "interleaved"};
+  static constexpr const char* kTypeNames[] = {"bf16", "f16"};
+  return std::string("rope_") + kStyleNames[index / kShapeCount / kElementTypes] + "_" +
+         kTypeNames[index / kShapeCount % kElementTypes] + "_" + kShapes[index % kShapeCount].name;
+}
+
+}  // namespace sglk::rope
