@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from ..errors import FactoryError
+from sgl_kernel_rebuild.errors import FactoryError
+
 from ._cache import Cache
 from ._compile import compile_device, make_compiler
 from ._fatbin import Image, pack

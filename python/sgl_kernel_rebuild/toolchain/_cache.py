@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ToolchainError
+from sgl_kernel_rebuild.errors import ToolchainError
+
 from ._files import TEMPORARY_MARK, replace_bytes, sha256
 
 # Part of every key: raise it when the meaning of an entry changes.

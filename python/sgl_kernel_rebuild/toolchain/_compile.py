@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CompileError, FactoryError, ToolchainError
+from sgl_kernel_rebuild.errors import CompileError, FactoryError, ToolchainError
+
 from ._cache import SCHEMA, Cache, Entry
 from ._deps import SourceFile, SourceTree, depfile, find_root, is_under, source_closure
 from ._files import canonical_json, pretty_json, remove_output, sha256, write_output

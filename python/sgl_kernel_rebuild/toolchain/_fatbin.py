@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from ..errors import ToolchainError
+from sgl_kernel_rebuild.errors import ToolchainError
+
 from . import _wheels
 from ._files import remove_output, write_output
 from ._model import Kind, check_arch
@@ -40,9 +41,9 @@ class Image:
             data.startswith(b"\x7fELF") if self.kind == "cubin" else b".target" in data and b"\0" not in data
         )
         if not is_right:
+            expected = "an ELF cubin" if self.kind == "cubin" else "PTX text"
             raise ToolchainError(
-                f"pack: {os.fspath(self.path)}: expected {'an ELF cubin' if self.kind == 'cubin' else 'PTX text'},"
-                f" got {data[:16]!r}\nCompile it again."
+                f"pack: {os.fspath(self.path)}: expected {expected}, got {data[:16]!r}\nCompile it again."
             )
         return data
 
@@ -101,10 +102,8 @@ def _pack_nvfatbin(images: Sequence[Image], contents: Sequence[bytes], name: str
 
     def check(status: int, what: str) -> None:
         if status != 0:
-            reason = library.nvFatbinGetErrorString(status)
-            raise ToolchainError(
-                f"nvfatbin: {what}: {reason.decode() if reason else status}\nCompile the images again for what they are packed as."
-            )
+            reason = (library.nvFatbinGetErrorString(status) or b"unknown error").decode()
+            raise _packer_error(f"nvfatbin: {what}", f"{reason} ({status})")
 
     handle = ctypes.c_void_p()
     options = (ctypes.c_char_p * 2)(b"-64", b"-compress=false")
@@ -144,8 +143,10 @@ def _pack_fatbinary(images: Sequence[Image], contents: Sequence[bytes], name: st
         done = run(command, cwd=scratch)
         output = Path(scratch, f"{name}.fatbin")
         if done.returncode != 0 or not output.is_file():
-            raise ToolchainError(
-                f"fatbinary: {name}: {(done.stdout + done.stderr).strip() or f'exit status {done.returncode}'}\n"
-                "Compile the images again for what they are packed as."
-            )
+            log = (done.stdout + done.stderr).strip()
+            raise _packer_error(f"fatbinary: {name}", log or f"exit status {done.returncode}")
         return output.read_bytes()
+
+
+def _packer_error(where: str, reason: str) -> ToolchainError:
+    return ToolchainError(f"{where}: {reason}\nCompile the images again for the architectures given here.")

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import ToolchainError
+from sgl_kernel_rebuild.errors import ToolchainError
 
 TEMPORARY_MARK = ".tmp-"
 
@@ -39,7 +39,8 @@ def write_output(path: Path, data: bytes) -> None:
         replace_bytes(path, data)
     except OSError as err:
         raise ToolchainError(
-            f"output: {path}: cannot be written: {err.strerror or err}\nFree space or choose a writable folder."
+            f"output: {path}: cannot be written: {err.strerror or err}\n"
+            "Free space or choose a writable folder."
         ) from err
 
 

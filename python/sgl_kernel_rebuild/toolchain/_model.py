@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
-from ..errors import CompileError, ToolchainError
+from sgl_kernel_rebuild.errors import CompileError, ToolchainError
 
 Kind = Literal["cubin", "ptx"]
 KINDS: tuple[Kind, ...] = ("cubin", "ptx")
@@ -14,14 +14,15 @@ KINDS: tuple[Kind, ...] = ("cubin", "ptx")
 # Device features that we rely on (sm_120, `a` targets of Blackwell) begin with this release.
 MINIMUM_CUDA = (12, 8)
 
-_ARCH = re.compile(r"\d{2,3}[af]?")
+_ARCH = re.compile(r"[0-9]{2,3}[af]?")
 
 
 def check_arch(arch: str) -> str:
     """Return ``arch`` if it reads like a compute capability: ``80``, ``90a``, ``120f``."""
     if not _ARCH.fullmatch(arch):
         raise ToolchainError(
-            f"architecture: expected two or three digits and an optional a or f, such as 80, 90a, 120; got {arch!r}\n"
+            "architecture: expected two or three digits and an optional a or f, such as 80, 90a, 120;"
+            f" got {arch!r}\n"
             "Correct the architecture list (SGLK_ARCHS)."
         )
     return arch

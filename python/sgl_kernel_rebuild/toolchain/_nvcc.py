@@ -10,7 +10,8 @@ import tempfile
 from functools import cached_property
 from pathlib import Path
 
-from ..errors import ToolchainError
+from sgl_kernel_rebuild.errors import ToolchainError
+
 from ._model import MINIMUM_CUDA, CompilerIdentity, Job, compile_error, unknown_arch
 
 _VERSION = re.compile(r"release \d+\.\d+, V(\d+)\.(\d+)\.(\d+)")
@@ -46,8 +47,8 @@ class Nvcc:
             *self.common_options(),
             f"-{job.kind}",
             f"-arch={job.target}",
-            # Names of internal symbols would otherwise carry a hash of process and folder.
-            f"-frandom-seed={job.source}",
+            # Names of internal symbols carry a hash of this path, which is absolute unless told otherwise.
+            *("-Xcicc", "--orig_src_path_name", "-Xcicc", job.source),
             *(f"-D{define}" for define in job.defines),
             *(f"-I{folder}" for folder in job.includes),
         ]

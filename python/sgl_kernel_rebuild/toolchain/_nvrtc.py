@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import ToolchainError
+from sgl_kernel_rebuild.errors import ToolchainError
+
 from . import _wheels
 from ._model import MINIMUM_CUDA, CompilerIdentity, Job, compile_error, unknown_arch
 
@@ -75,8 +77,7 @@ def _load() -> Any:
     try:
         for pattern in (r"libnvrtc-builtins\.so\.\d+\.\d+", r"libnvrtc\.so\.\d+"):
             ctypes.CDLL(_wheels.library(_wheels.NVRTC, pattern), mode=ctypes.RTLD_GLOBAL)
-        from cuda.bindings import nvrtc
-
+        nvrtc = importlib.import_module("cuda.bindings.nvrtc")
         loaded = ".".join(str(part) for part in _check(nvrtc, nvrtc.nvrtcVersion()))
     except (ImportError, OSError, RuntimeError) as err:
         raise ToolchainError(

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ToolchainError
+from sgl_kernel_rebuild.errors import ToolchainError
+
 from ._files import canonical_json, sha256
 from ._model import CompilerIdentity, Report, check_arch
 
@@ -47,7 +48,8 @@ def build_record(
     for report in reports:
         if report.compiler != compiler:
             raise ToolchainError(
-                f"record: {report.source}: expected code by {_describe(compiler)}, got {_describe(report.compiler)}\n"
+                f"record: {report.source}: expected code by {_describe(compiler)},"
+                f" got {_describe(report.compiler)}\n"
                 "Remove the build folder and build again."
             )
         source = sources.setdefault(report.source, {"options": report.options, "code": {}})
@@ -58,7 +60,8 @@ def build_record(
             )
         if source["options"] != report.options:
             raise ToolchainError(
-                f"record: {report.source} {target}: expected options {source['options']}, got {report.options}\n"
+                f"record: {report.source} {target}: expected options {source['options']},"
+                f" got {report.options}\n"
                 "Remove the build folder and build again."
             )
         source["code"][target] = report.sha256
@@ -88,7 +91,8 @@ def _read_report(path: Path) -> Report:
         ) from err
     except (ValueError, TypeError, KeyError, AttributeError) as err:
         raise ToolchainError(
-            f"record: {path}: expected a compile report, got {err}\nCompile the source again."
+            f"record: {path}: expected a compile report, which this is not: {err!r}\n"
+            "Compile the source again."
         ) from err
 
 

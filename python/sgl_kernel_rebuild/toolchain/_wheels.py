@@ -7,7 +7,7 @@ import os
 import re
 import sys
 
-from ..errors import ToolchainError
+from sgl_kernel_rebuild.errors import ToolchainError
 
 # Folder under nvidia/ and the distribution that brings it.
 NVRTC = ("cuda_nvrtc", "nvidia-cuda-nvrtc-cu12")
