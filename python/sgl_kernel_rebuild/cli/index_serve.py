@@ -22,7 +22,8 @@ __all__ = ["serve"]
 def serve(directory: Path, port: int) -> None:
     """Serve an index to this machine until interrupted.
 
-    DIR is the index directory, wheelhouse where none is given. Clients that ask for JSON get JSON (PEP 691), all others HTML.
+    DIR is the index directory, wheelhouse where none is given. Clients that ask for JSON get
+    JSON (PEP 691), all others HTML.
     """
     from sgl_kernel_rebuild import index
 
