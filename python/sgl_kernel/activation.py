@@ -6,6 +6,7 @@ dimensions flatten to rows one stride apart.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -13,13 +14,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from sgl_kernel._checks import (
+    Argument,
+    check_device,
     check_dim,
     check_dtype,
+    check_dtype_in,
     check_last_stride,
-    check_like,
-    check_rows,
     check_size,
     fail,
+    shape,
 )
 from sgl_kernel._library import fakes, implements, ops
 
@@ -54,7 +57,7 @@ def gelu_tanh_and_mul(input: Tensor, out: Tensor | None = None) -> Tensor:
     return out
 
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 _silu_and_mul = ops.silu_and_mul.default
 _gelu_and_mul = ops.gelu_and_mul.default
@@ -76,21 +79,34 @@ def _prepare(op: str, input: Tensor, out: Tensor | None) -> Tensor:
 
 
 def _check(op: str, out: Tensor, input: Tensor) -> None:
-    check_dtype(op, "input", input, _DTYPES)
     if input.dim() == 0:
-        fail(op, "input.dim()", "at least 1", 0)
+        fail(op, "input", "[..., 2 * width]", "0-D")
+    a = Argument(op, "input", input)
+    check_dtype_in(a, _DTYPES)
     if input.size(-1) % 2 != 0:
-        fail(op, f"input.size({input.dim() - 1})", "an even number", input.size(-1))
-    check_last_stride(op, "input", input)
-    check_rows(op, "input", input)
-    check_like(op, "out", out, "input", input)
-    check_dim(op, "out", out, input.dim())
-    last = input.dim() - 1
-    for d in range(last):
-        check_size(op, "out", out, d, input.size(d), f"input.size({d})")
-    check_size(op, "out", out, last, input.size(last) // 2, f"input.size({last}) / 2")
-    check_last_stride(op, "out", out)
-    check_rows(op, "out", out)
+        fail(op, "input.size(-1)", "an even number", input.size(-1))
+    check_last_stride(a)
+
+    b = Argument(op, "out", out)
+    check_dim(b, input.dim(), "(input.dim())")
+    for d in range(input.dim() - 1):
+        check_size(b, d, input.size(d), "input's")
+    check_size(b, input.dim() - 1, input.size(-1) // 2, "half of input.size(-1)")
+    check_dtype(b, input.dtype, "dtype of input")
+    check_device(b, input.device, "device of input")
+    check_last_stride(b)
+    _check_rows(a)
+    _check_rows(b)
+
+
+def _check_rows(a: Argument) -> None:
+    """The leading dimensions have one stride in common once they are flattened."""
+    if a.tensor.numel() == 0:
+        return
+    rows = [d for d in range(a.tensor.dim() - 1) if a.tensor.size(d) != 1]
+    for outer, inner in itertools.pairwise(rows):
+        if a.tensor.stride(outer) != a.tensor.size(inner) * a.tensor.stride(inner):
+            fail(a.op, a.name, "leading dimensions that flatten into rows", shape(a.tensor))
 
 
 def _compute(op: str, act: Callable[[Tensor], Tensor], out: Tensor, input: Tensor) -> None:

@@ -10,7 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgl_kernel._checks import check_dim, check_dtype, check_last_stride, check_like, check_size
+from sgl_kernel._checks import (
+    Argument,
+    check_device,
+    check_dim,
+    check_dtype,
+    check_dtype_in,
+    check_last_stride,
+    check_size,
+)
 from sgl_kernel._library import fakes, implements, ops
 from sgl_kernel.utils import default_pdl
 
@@ -86,18 +94,25 @@ _gemma_fused_add_rmsnorm = ops.gemma_fused_add_rmsnorm.default
 
 def _check(op: str, input: Tensor, other_name: str, other: Tensor, weight: Tensor) -> None:
     """``other`` is the output or the residual."""
-    check_dtype(op, "input", input, _DTYPES)
-    check_dim(op, "input", input, 2)
-    check_last_stride(op, "input", input)
-    check_like(op, other_name, other, "input", input)
-    check_dim(op, other_name, other, 2)
-    check_size(op, other_name, other, 0, input.size(0), "input.size(0)")
-    check_size(op, other_name, other, 1, input.size(1), "input.size(1)")
-    check_last_stride(op, other_name, other)
-    check_like(op, "weight", weight, "input", input)
-    check_dim(op, "weight", weight, 1)
-    check_size(op, "weight", weight, 0, input.size(1), "input.size(1)")
-    check_last_stride(op, "weight", weight)
+    a = Argument(op, "input", input)
+    check_dim(a, 2, "[tokens, hidden]")
+    check_dtype_in(a, _DTYPES)
+    check_last_stride(a)
+
+    a = Argument(op, other_name, other)
+    check_dim(a, 2, "[tokens, hidden]")
+    check_size(a, 0, input.size(0), "input.size(0)")
+    check_size(a, 1, input.size(1), "input.size(1)")
+    check_dtype(a, input.dtype, "dtype of input")
+    check_device(a, input.device, "device of input")
+    check_last_stride(a)
+
+    a = Argument(op, "weight", weight)
+    check_dim(a, 1, "[hidden]")
+    check_size(a, 0, input.size(1), "input.size(1)")
+    check_dtype(a, input.dtype, "dtype of input")
+    check_device(a, input.device, "device of input")
+    check_last_stride(a)
 
 
 def _normalize(x: Tensor, factor: Tensor, eps: float) -> Tensor:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from sgl_kernel._checks import (
+    Argument,
     check_device,
     check_dim,
     check_dtype,
+    check_dtype_in,
     check_last_stride,
-    check_like,
     check_size,
     fail,
 )
@@ -74,26 +75,23 @@ def apply_rope_with_cos_sin_cache_inplace(
         positions = positions.to(torch.int64)
     q, k = _heads(query, head_size), _heads(key, head_size)
 
+    store: tuple[Tensor | None, ...] = (None, None, None, None)
     fused = fused_set_kv_buffer_arg
-    if fused is None:
-        _rope(q, k, q, k, cos_sin_cache, positions, not is_neox, bool(enable_pdl), 0, None, None, None, None)
-        return
-    if fused.k_scale is not None or fused.v_scale is not None:
-        raise AssertionError(f"k_scale, v_scale: expected None, got {fused.k_scale}, {fused.v_scale}")
-    if fused.cache_loc.dtype != torch.int64:
-        raise AssertionError(f"cache_loc.dtype: expected torch.int64, got {fused.cache_loc.dtype}")
-    _rope(
-        *(q, k, q, k, cos_sin_cache, positions, not is_neox),
-        *(default_pdl() if enable_pdl is None else enable_pdl, 0),
-        _heads(fused.value, head_size),
-        _heads(fused.k_buffer, head_size),
-        _heads(fused.v_buffer, head_size),
-        fused.cache_loc,
-    )
+    if fused is not None:
+        if fused.k_scale is not None or fused.v_scale is not None:
+            raise AssertionError(f"k_scale, v_scale: expected None, got {fused.k_scale}, {fused.v_scale}")
+        if fused.cache_loc.dtype != torch.int64:
+            raise AssertionError(f"cache_loc.dtype: expected torch.int64, got {fused.cache_loc.dtype}")
+        k_buffer, v_buffer = _heads(fused.k_buffer, head_size), _heads(fused.v_buffer, head_size)
+        store = (_heads(fused.value, head_size), k_buffer, v_buffer, fused.cache_loc)
+        if enable_pdl is None:
+            enable_pdl = default_pdl()
+    _rope(q, k, q, k, cos_sin_cache, positions, not is_neox, bool(enable_pdl), 0, *store)
 
 
 _DTYPES = (torch.float16, torch.bfloat16)
 _POSITION_DTYPES = (torch.int64, torch.int32)
+_MAX_ROTARY_DIM = 1024  # of the CUDA kernel: kMaxRotaryDim in csrc/ops/heuristics/rope.h
 _OP = "apply_rope_pos_ids_cos_sin_cache"
 
 _rope = ops.apply_rope_pos_ids_cos_sin_cache.default
@@ -106,33 +104,53 @@ def _heads(x: Tensor, head_size: int) -> Tensor:
     return x.view(x.size(0), x.shape[1:].numel() // head_size, head_size)
 
 
-def _check_heads(name: str, x: Tensor, other_name: str, other: Tensor, dims: tuple[int, ...]) -> None:
-    """``x``: 3-D, adjacent elements, dtype and device of ``other``, and its sizes in ``dims``."""
-    check_like(_OP, name, x, other_name, other)
-    check_dim(_OP, name, x, 3)
-    for d in dims:
-        check_size(_OP, name, x, d, other.size(d), f"{other_name}.size({d})")
-    check_last_stride(_OP, name, x)
+def _check_heads(name: str, x: Tensor, like: Tensor, reason: str, has_tokens: bool = True) -> None:
+    """``x`` is [rows, heads, head_size] as ``like``; rows are tokens, or slots of a cache (any number)."""
+    a = Argument(_OP, name, x)
+    check_dim(a, 3, "[tokens, heads, head_size]")
+    for d in range(0 if has_tokens else 1, 3):
+        check_size(a, d, like.size(d), reason)
+    check_dtype(a, like.dtype, reason)
+    check_device(a, like.device, reason)
+    check_last_stride(a)
 
 
-def _check_index(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...], q: Tensor) -> None:
-    """``x`` holds one integer per token."""
-    check_dtype(_OP, name, x, dtypes)
-    check_device(_OP, name, x, "q", q)
-    check_dim(_OP, name, x, 1)
-    check_size(_OP, name, x, 0, q.size(0), "q.size(0)")
-    check_last_stride(_OP, name, x)
-
-
-def _check_cache(cos_sin_cache: Tensor, q: Tensor) -> None:
-    check_dtype(_OP, "cos_sin_cache", cos_sin_cache, (torch.float32,))
-    check_device(_OP, "cos_sin_cache", cos_sin_cache, "q", q)
-    check_dim(_OP, "cos_sin_cache", cos_sin_cache, 2)
-    rotary_dim = cos_sin_cache.size(1)
-    if rotary_dim % 2 != 0 or rotary_dim > q.size(2):
-        expected = f"an even number up to {q.size(2)} (q.size(2))"
+def _check_table(cos_sin_cache: Tensor, q: Tensor) -> None:
+    a = Argument(_OP, "cos_sin_cache", cos_sin_cache)
+    check_dim(a, 2, "[max_position, rotary_dim]")
+    check_dtype(a, torch.float32, "cosines and sines")
+    check_device(a, q.device, "device of q")
+    check_last_stride(a)
+    rows, rotary_dim = cos_sin_cache.shape
+    if rotary_dim < 2 or rotary_dim % 2 != 0 or rotary_dim > min(q.size(2), _MAX_ROTARY_DIM):
+        expected = f"an even rotary_dim of 2 to head_size ({q.size(2)}), at most {_MAX_ROTARY_DIM}"
         fail(_OP, "cos_sin_cache.size(1)", expected, rotary_dim)
-    check_last_stride(_OP, "cos_sin_cache", cos_sin_cache)
+    if rows > 1 and cos_sin_cache.stride(0) != rotary_dim:
+        fail(_OP, "cos_sin_cache.stride(0)", f"{rotary_dim} (contiguous)", cos_sin_cache.stride(0))
+
+
+def _check_store(
+    k: Tensor,
+    v: Tensor | None,
+    k_buffer: Tensor | None,
+    v_buffer: Tensor | None,
+    kv_cache_loc: Tensor | None,
+) -> None:
+    if v is None or k_buffer is None or v_buffer is None or kv_cache_loc is None:
+        given = sum(x is not None for x in (v, k_buffer, v_buffer, kv_cache_loc))
+        if given > 0:
+            fail(_OP, "v, k_buffer, v_buffer, kv_cache_loc", "all four or none", f"{given} of them")
+        return
+    _check_heads("v", v, k, "k's")
+    _check_heads("k_buffer", k_buffer, k, "k's", has_tokens=False)
+    _check_heads("v_buffer", v_buffer, k, "k's", has_tokens=False)
+    check_size(Argument(_OP, "v_buffer", v_buffer), 0, k_buffer.size(0), "k_buffer.size(0)")
+    a = Argument(_OP, "kv_cache_loc", kv_cache_loc)
+    check_dim(a, 1, "[tokens]")
+    check_size(a, 0, k.size(0), "k.size(0)")
+    check_dtype(a, torch.int64, "a row of the buffers for each token")
+    check_device(a, k.device, "device of q")
+    check_last_stride(a)
 
 
 @fakes(_OP)
@@ -151,23 +169,27 @@ def _rope_fake(
     v_buffer: Tensor | None,
     kv_cache_loc: Tensor | None,
 ) -> None:
-    check_dtype(_OP, "q", q, _DTYPES)
-    check_dim(_OP, "q", q, 3)
-    check_last_stride(_OP, "q", q)
-    _check_heads("k", k, "q", q, (0, 2))
-    _check_heads("q_rope", q_rope, "q", q, (0, 1, 2))
-    _check_heads("k_rope", k_rope, "k", k, (0, 1, 2))
-    _check_cache(cos_sin_cache, q)
-    _check_index("pos_ids", pos_ids, (torch.int32, torch.int64), q)
-
-    given = [x is not None for x in (v, k_buffer, v_buffer, kv_cache_loc)]
-    if any(given) and not all(given):
-        fail(_OP, "v, k_buffer, v_buffer, kv_cache_loc", "all four or none", f"{sum(given)}")
-    if v is not None and k_buffer is not None and v_buffer is not None and kv_cache_loc is not None:
-        _check_heads("v", v, "k", k, (0, 1, 2))
-        _check_heads("k_buffer", k_buffer, "k", k, (1, 2))
-        _check_heads("v_buffer", v_buffer, "k", k, (1, 2))
-        _check_index("kv_cache_loc", kv_cache_loc, (torch.int64,), q)
+    a = Argument(_OP, "q", q)
+    check_dim(a, 3, "[tokens, heads, head_size]")
+    check_dtype_in(a, _DTYPES)
+    check_last_stride(a)
+    a = Argument(_OP, "k", k)
+    check_dim(a, 3, "[tokens, heads, head_size]")
+    check_size(a, 0, q.size(0), "q.size(0)")
+    check_size(a, 2, q.size(2), "q.size(2)")
+    check_dtype(a, q.dtype, "dtype of q")
+    check_device(a, q.device, "device of q")
+    check_last_stride(a)
+    _check_heads("q_rope", q_rope, q, "q's")
+    _check_heads("k_rope", k_rope, k, "k's")
+    _check_table(cos_sin_cache, q)
+    a = Argument(_OP, "pos_ids", pos_ids)
+    check_dim(a, 1, "[tokens]")
+    check_size(a, 0, q.size(0), "q.size(0)")
+    check_dtype_in(a, (torch.int32, torch.int64))
+    check_device(a, q.device, "device of q")
+    check_last_stride(a)
+    _check_store(k, v, k_buffer, v_buffer, kv_cache_loc)
 
 
 @implements(_OP)
