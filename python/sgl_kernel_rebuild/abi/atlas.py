@@ -1,0 +1,186 @@
+"""The atlas: which release of torch exports which symbol.
+
+``data/torch_exports.txt.xz`` holds the dynamic symbols that libc10, libc10_cuda, libtorch_cpu,
+libtorch_cuda and libtorch_python of twelve releases define (Linux x86-64; the CUDA wheels of the package
+index, 2.5.1 to 2.15.0). Two comment lines name the releases and the libraries; then one line per symbol, in
+byte order: the symbol, a hexadecimal mask (bit i: exported by the i-th release), the index of the library
+where it was first seen.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import lzma
+import os
+import re
+from importlib import resources
+from pathlib import Path
+
+from packaging.version import InvalidVersion, Version
+
+from ..errors import BinaryError
+from ._demangle import demangle, qualified_name
+
+__all__ = ["Atlas"]
+
+_FILE = "torch_exports.txt.xz"
+_CUDA_LIBRARIES = frozenset({"libc10_cuda.so", "libtorch_cuda.so"})
+
+
+class Atlas:
+    """The exports of a sequence of torch releases, oldest first."""
+
+    def __init__(self, releases: tuple[str, ...], libraries: tuple[str, ...], lines: list[bytes]) -> None:
+        self.releases = releases
+        self.libraries = libraries
+        self._lines = lines
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | None = None) -> Atlas:
+        """Return the atlas in ``path``, or the one that comes with the package (kept in memory).
+
+        Raises:
+            BinaryError: the file cannot be read or is no atlas.
+        """
+        return _default() if path is None else cls._parse(Path(path).name, _read(Path(path)))
+
+    @classmethod
+    def _parse(cls, name: str, data: bytes) -> Atlas:
+        try:
+            lines = lzma.decompress(data).split(b"\n")
+            header = {line.split()[1]: line.split()[2:] for line in lines[:3] if line.startswith(b"# ")}
+            releases = tuple(word.decode() for word in header[b"torch"])
+            libraries = tuple(word.decode() for word in header[b"lib"])
+        except (lzma.LZMAError, KeyError, IndexError, UnicodeDecodeError) as err:
+            raise BinaryError(
+                f"atlas: {name}: expected export tables of torch, got {err}\nReinstall the package."
+            ) from err
+        first = next((index for index, line in enumerate(lines) if not line.startswith(b"#")), len(lines))
+        body = lines[first:]
+        while body and not body[-1]:
+            body.pop()
+        return cls(releases, libraries, body)
+
+    def __contains__(self, symbol: str) -> bool:
+        return self._row(symbol) is not None
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def exports(self, symbol: str) -> tuple[str, ...]:
+        """Return the releases that export ``symbol`` (mangled), oldest first."""
+        row = self._row(symbol)
+        return self._releases_of(row[0]) if row else ()
+
+    def first_release(self, symbol: str) -> str | None:
+        """Return the oldest release here that exports ``symbol``, or None."""
+        return next(iter(self.exports(symbol)), None)
+
+    def library(self, symbol: str) -> str | None:
+        """Return the library of torch that exports ``symbol``, where it was first seen."""
+        row = self._row(symbol)
+        return self.libraries[row[1]] if row else None
+
+    def needs_cuda(self, symbol: str) -> bool:
+        """Tell whether only a CUDA build of torch has ``symbol``."""
+        return self.library(symbol) in _CUDA_LIBRARIES
+
+    def from_release(self, oldest: str) -> tuple[str, ...]:
+        """Return the releases here that are ``oldest`` or newer."""
+        return tuple(release for release in self.releases if Version(release) >= Version(oldest))
+
+    def resolve(self, release: str) -> str:
+        """Return the release here that ``release`` names; a local version such as ``+cu126`` is left off.
+
+        Raises:
+            BinaryError: the atlas has no such release.
+        """
+        try:
+            wanted = Version(release).base_version
+        except InvalidVersion:
+            wanted = release
+        if wanted not in self.releases:
+            raise BinaryError(
+                f"atlas: torch {release}: expected one of {', '.join(self.releases)}\nName one of these."
+            )
+        return wanted
+
+    def nearest(self, symbol: str, release: str) -> tuple[str, ...]:
+        """Return the exports of ``release`` with the qualified name of ``symbol`` but other parameters.
+
+        Both are mangled names. A C function has none: nothing in its name tells the parameters.
+        """
+        bit = 1 << self.releases.index(release)
+        wanted = qualified_name(demangle(symbol))
+        if wanted == symbol:
+            return ()
+        found = []
+        for prefix in _name_prefixes(symbol):
+            for index in range(bisect.bisect_left(self._lines, prefix), len(self._lines)):
+                name, _, rest = self._lines[index].partition(b" ")
+                if not name.startswith(prefix):
+                    break
+                candidate = name.decode()
+                if (
+                    int(rest.split()[0], 16) & bit
+                    and candidate != symbol
+                    and qualified_name(demangle(candidate)) == wanted
+                ):
+                    found.append(candidate)
+        # The two constructors or destructors of one declaration read the same: one line is enough.
+        unique = {demangle(candidate): candidate for candidate in reversed(sorted(set(found)))}
+        unique.pop(demangle(symbol), None)
+        return tuple(sorted(unique.values()))
+
+    def _row(self, symbol: str) -> tuple[int, int] | None:
+        key = symbol.encode() + b" "
+        index = bisect.bisect_left(self._lines, key)
+        if index == len(self._lines) or not self._lines[index].startswith(key):
+            return None
+        mask, library = self._lines[index][len(key) :].split()
+        return int(mask, 16), int(library)
+
+    def _releases_of(self, mask: int) -> tuple[str, ...]:
+        return tuple(release for bit, release in enumerate(self.releases) if mask >> bit & 1)
+
+
+def _name_prefixes(symbol: str) -> list[bytes]:
+    """Return how mangled names begin that can share the qualified name of ``symbol``.
+
+    A mangled name is ``_Z``, then ``N`` and cv- or ref-qualifiers if nested, then the name, then the
+    parameters (Itanium C++ ABI, 5.1): same name, same beginning, but for the qualifiers.
+    """
+    match = re.match(r"_Z(T[VTISh]|GV)?(N?)([rVK]*)([RO]?)", symbol)
+    if match is None or match[1]:
+        return []
+    *scope, identifier = qualified_name(demangle(symbol)).split("::")
+    identifier = identifier.partition("<")[0]
+    if identifier.startswith("operator"):  # two letters stand for it, right after its scope
+        last = _encode(scope[-1]) if scope else ""
+        end = symbol.find(last, match.end()) + len(last) + 2
+    else:
+        end = symbol.find(_encode(identifier), match.end()) + len(_encode(identifier))
+    if end <= match.end() + 2:
+        return []
+    core = symbol[match.end() : end]
+    starts = ("_ZN", "_ZNK", "_ZNR", "_ZNO", "_ZNKR") if match[2] else ("_Z",)
+    return [(start + core).encode() for start in starts]
+
+
+def _encode(identifier: str) -> str:
+    return f"{len(identifier)}{identifier}"
+
+
+@functools.cache
+def _default() -> Atlas:
+    return Atlas._parse(_FILE, (resources.files(__package__) / "data" / _FILE).read_bytes())
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise BinaryError(
+            f"atlas: {path}: cannot be read: {err.strerror or err}\nName a readable file."
+        ) from err
