@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..errors import BinaryError
+from sgl_kernel_rebuild.errors import BinaryError
+
 from ._elffile import open_elf
 
 __all__ = ["Kernel", "read_kernels"]
@@ -65,9 +66,7 @@ def read_kernels(cubin: bytes, name: str) -> tuple[Kernel, ...]:
     """
     elf = open_elf(io.BytesIO(cubin), name)
     if elf["e_machine"] != "EM_CUDA":
-        raise BinaryError(
-            f"cubin: {name}: expected GPU machine code, got {elf['e_machine']}\n{_NEXT_STEP}"
-        )
+        raise BinaryError(f"cubin: {name}: expected GPU machine code, got {elf['e_machine']}\n{_NEXT_STEP}")
     try:
         return _kernels(elf, len(cubin), name)
     except BinaryError:

@@ -79,7 +79,7 @@ def _function() -> Callable[..., int | None] | None:
             continue
         function.restype = ctypes.c_void_p
         function.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-        return function  # type: ignore[no-any-return]
+        return function
     return None
 
 
@@ -87,4 +87,4 @@ def _function() -> Callable[..., int | None] | None:
 def _free() -> Callable[[int], None]:
     free = ctypes.CDLL(None).free
     free.restype, free.argtypes = None, [ctypes.c_void_p]
-    return free  # type: ignore[no-any-return]
+    return free

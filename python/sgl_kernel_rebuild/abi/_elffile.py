@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from elftools.elf.elffile import ELFFile
 
-from ..errors import BinaryError
+from sgl_kernel_rebuild.errors import BinaryError
 
 __all__ = ["SharedObject", "Symbol", "is_elf", "open_elf", "read_shared_object", "version_key"]
 
@@ -117,19 +117,15 @@ def open_elf(stream: BinaryIO, name: str) -> ELFFile:
         ("program headers", elf["e_phentsize"], 56, elf["e_phoff"], segment_bytes),
     ):
         if length and entry != expected:
-            raise BinaryError(
-                f"elf: {name}: {what}: expected {expected} bytes each, got {entry}: corrupt\n{_NEXT_STEP}"
-            )
+            raise _refuse(name, f"{what}: expected {expected} bytes each, got {entry}: corrupt")
         if offset + length > size:
-            raise BinaryError(
-                f"elf: {name}: {what}: expected {offset + length} bytes of file, got {size}: truncated\n{_NEXT_STEP}"
-            )
+            raise _refuse(name, f"{what}: expected {offset + length} bytes of file, got {size}: truncated")
     return elf
 
 
 def _check_header(head: bytes, name: str) -> None:
     def refuse(expected: str, got: str) -> BinaryError:
-        return BinaryError(f"elf: {name}: expected {expected}, got {got}\n{_NEXT_STEP}")
+        return _refuse(name, f"expected {expected}, got {got}")
 
     if not head:
         raise refuse("an ELF file", "an empty file")
@@ -150,13 +146,9 @@ def _check_header(head: bytes, name: str) -> None:
 def _read(stream: BinaryIO, name: str) -> SharedObject:
     elf = open_elf(stream, name)
     if elf["e_machine"] != "EM_X86_64":
-        raise BinaryError(
-            f"elf: {name}: expected an x86-64 object, got {_describe(elf['e_machine'])}\n{_NEXT_STEP}"
-        )
+        raise _refuse(name, f"expected an x86-64 object, got {_describe(elf['e_machine'])}")
     if elf["e_type"] != "ET_DYN":
-        raise BinaryError(
-            f"elf: {name}: expected a shared object, got {_describe(elf['e_type'])}\n{_NEXT_STEP}"
-        )
+        raise _refuse(name, f"expected a shared object, got {_describe(elf['e_type'])}")
     try:
         return _Reader(elf, stream, name).read()
     except BinaryError:
@@ -179,7 +171,11 @@ def _describe(value: object) -> str:
 
 
 def _corrupt(name: str, err: Exception) -> BinaryError:
-    return BinaryError(f"elf: {name}: corrupt: {type(err).__name__}: {err}\n{_NEXT_STEP}")
+    return _refuse(name, f"corrupt: {type(err).__name__}: {err}")
+
+
+def _refuse(name: str, why: str) -> BinaryError:
+    return BinaryError(f"elf: {name}: {why}\n{_NEXT_STEP}")
 
 
 class _Reader:
@@ -219,7 +215,8 @@ class _Reader:
         soname, needed, has_dynamic = "", [], False
         for segment in self.elf.iter_segments("PT_DYNAMIC"):
             has_dynamic = True
-            for tag in islice(segment.iter_tags(), segment["p_filesz"] // 16 + 1):
+            tags: Any = segment  # a DynamicSegment, which pyelftools does not say
+            for tag in islice(tags.iter_tags(), segment["p_filesz"] // 16 + 1):
                 if tag.entry.d_tag == "DT_NEEDED":
                     needed.append(self._count_name(tag.needed))
                 elif tag.entry.d_tag == "DT_SONAME":
@@ -256,9 +253,7 @@ class _Reader:
             budget -= 1
         return by_index, versions
 
-    def _symbols(
-        self, by_index: dict[int, tuple[str, str]]
-    ) -> tuple[tuple[Symbol, ...], tuple[Symbol, ...]]:
+    def _symbols(self, by_index: dict[int, tuple[str, str]]) -> tuple[tuple[Symbol, ...], tuple[Symbol, ...]]:
         section = self.by_type.get("SHT_DYNSYM")
         if section is None:
             return (), ()
@@ -299,4 +294,4 @@ class _Reader:
         return name
 
     def _refuse(self, why: str) -> BinaryError:
-        return BinaryError(f"elf: {self.name}: {why}\n{_NEXT_STEP}")
+        return _refuse(self.name, why)

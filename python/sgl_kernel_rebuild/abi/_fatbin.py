@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from ..errors import BinaryError
+from sgl_kernel_rebuild.errors import BinaryError
+
 from ._elffile import SharedObject
 
 __all__ = ["CodeObject", "iter_code", "read_payload"]
@@ -72,18 +73,18 @@ def iter_code(stream: BinaryIO, shared_object: SharedObject) -> Iterator[CodeObj
     for section in _SECTIONS:
         for offset, length in shared_object.sections.get(section, ()):
             if offset + length > size:
-                raise BinaryError(
-                    f"fatbin: {shared_object.name}: section {section}: expected {offset + length} bytes of file,"
-                    f" got {size}: truncated\n{_NEXT_STEP}"
+                raise _refuse(
+                    shared_object.name,
+                    f"section {section}: expected {offset + length} bytes of file, got {size}: truncated",
                 )
             position, end = offset, offset + length
             while (start := _find_magic(stream, position, end)) >= 0:
                 stream.seek(start)
                 _, _, header, payload = _CONTAINER.unpack(stream.read(_CONTAINER.size))
                 if header != _CONTAINER.size or start + header + payload > end:
-                    raise BinaryError(
-                        f"fatbin: {shared_object.name}: container at {start}: expected {header}+{payload} bytes within the"
-                        f" section's {end - start}: corrupt\n{_NEXT_STEP}"
+                    raise _refuse(
+                        shared_object.name,
+                        f"container at {start}: expected {header}+{payload} bytes, section has {end - start}",
                     )
                 position = start + header + payload
                 yield from _entries(stream, shared_object.name, index, start + header, position)
@@ -97,9 +98,7 @@ def read_payload(stream: BinaryIO, code: CodeObject, name: str) -> bytes:
         BinaryError: the payload is larger than any real one, corrupt, or compressed in an unknown way.
     """
     if max(code.size, code.stored_size) > _LARGEST_PAYLOAD:
-        raise BinaryError(
-            f"fatbin: {name}: {code.target}: expected at most {_LARGEST_PAYLOAD} bytes, got {code.size}\n{_NEXT_STEP}"
-        )
+        raise _refuse(name, f"{code.target}: expected at most {_LARGEST_PAYLOAD} bytes, got {code.size}")
     stream.seek(code.offset)
     stored = stream.read(code.stored_size)
     if code.compression == "":
@@ -112,12 +111,14 @@ def read_payload(stream: BinaryIO, code: CodeObject, name: str) -> bytes:
         else:
             raise ValueError(f"unknown compression {code.compression}")
     except (ValueError, IndexError, EOFError) as err:
-        raise BinaryError(f"fatbin: {name}: {code.target}: {err}\n{_NEXT_STEP}") from err
+        raise _refuse(name, f"{code.target}: {err}") from err
     if len(data) != code.size:
-        raise BinaryError(
-            f"fatbin: {name}: {code.target}: expected {code.size} bytes, got {len(data)}: corrupt\n{_NEXT_STEP}"
-        )
+        raise _refuse(name, f"{code.target}: expected {code.size} bytes, got {len(data)}: corrupt")
     return data
+
+
+def _refuse(name: str, why: str) -> BinaryError:
+    return BinaryError(f"fatbin: {name}: {why}\n{_NEXT_STEP}")
 
 
 def _entries(stream: BinaryIO, name: str, container: int, position: int, end: int) -> Iterator[CodeObject]:
@@ -126,9 +127,9 @@ def _entries(stream: BinaryIO, name: str, container: int, position: int, end: in
         fields = _ENTRY.unpack(stream.read(_ENTRY.size))
         kind, _, header, stored, packed, _, _, _, arch, name_offset, name_length, flags, _, size = fields
         if header < _ENTRY.size or position + header + stored > end or packed > stored:
-            raise BinaryError(
-                f"fatbin: {name}: entry at {position}: expected {header}+{stored} bytes within the container's"
-                f" {end - position}: corrupt\n{_NEXT_STEP}"
+            raise _refuse(
+                name,
+                f"entry at {position}: expected {header}+{stored} bytes, container has {end - position}",
             )
         identifier = b""
         if name_offset and name_offset + name_length <= header:

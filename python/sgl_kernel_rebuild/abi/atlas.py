@@ -19,7 +19,8 @@ from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
-from ..errors import BinaryError
+from sgl_kernel_rebuild.errors import BinaryError
+
 from ._demangle import demangle, qualified_name
 
 __all__ = ["Atlas"]
@@ -129,7 +130,7 @@ class Atlas:
                 ):
                     found.append(candidate)
         # The two constructors or destructors of one declaration read the same: one line is enough.
-        unique = {demangle(candidate): candidate for candidate in reversed(sorted(set(found)))}
+        unique = {demangle(candidate): candidate for candidate in sorted(set(found), reverse=True)}
         unique.pop(demangle(symbol), None)
         return tuple(sorted(unique.values()))
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import BinaryError
+from sgl_kernel_rebuild.errors import BinaryError
+
 from ._demangle import demangle
 from ._elffile import SharedObject, Symbol
 from .atlas import Atlas
@@ -103,7 +104,9 @@ class Certificate:
         if len(missing) > 1:
             sentence += f" and {len(missing) - 1} more"
         sentence += (
-            f", first exported by {first.first_release}" if first.available else ", which no release here exports"
+            f", first exported by {first.first_release}"
+            if first.available
+            else ", which no release here exports"
         )
         if first.nearest:
             sentence += f" (nearest there: {demangle(first.nearest[0])})"
@@ -149,9 +152,7 @@ def certify(
     every = tuple(objects)
     reports = []
     for shared_object in every:
-        siblings = {
-            symbol.name for other in every if other is not shared_object for symbol in other.defined
-        }
+        siblings = {symbol.name for other in every if other is not shared_object for symbol in other.defined}
         wanted = torch_symbols(shared_object, atlas, siblings, has_needed=has_needed)
         missing = {release: tuple(_missing(wanted, release, atlas)) for release in chosen}
         needs_cuda = any(atlas.needs_cuda(symbol) for symbol in wanted) or any(
@@ -172,7 +173,9 @@ def read_symbol_list(path: str | os.PathLike[str]) -> SharedObject:
     source = Path(path)
     try:
         if source.stat().st_size > _LARGEST_LIST:
-            raise BinaryError(f"symbols: {path}: expected at most {_LARGEST_LIST} bytes\nName a list of symbols.")
+            raise BinaryError(
+                f"symbols: {path}: expected at most {_LARGEST_LIST} bytes\nName a list of symbols."
+            )
         text = source.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as err:
         raise BinaryError(

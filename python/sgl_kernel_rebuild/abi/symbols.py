@@ -20,7 +20,9 @@ _TORCH_C = re.compile(r"(?:aoti_torch_|torch_|AOTI|THP)")
 _STD_ENTITY = re.compile(r"_Z(?:T[VTISH]|GV|GTt|Th\d+_|Tv0_n\d+_)?(?:N[rVK]*[RO]?)?S[tabsiod]")
 _RUNTIME = re.compile(r"_Z(?:n[aw]|d[al])|__cxa_|__gxx_|_Unwind_|_ITM_|__gmon_start__|_ZTI[a-z]|_ZTIP")
 _PYTHON = re.compile(r"_?Py[A-Z_]")
-_CUDA = re.compile(r"cu[A-Z]|cuda|__cuda|cublas|cudnn|cusparse|cusolver|cufft|curand|nccl|nvrtc|nvJitLink|nvml")
+_CUDA = re.compile(
+    r"cu[A-Z]|cuda|__cuda|cublas|cudnn|cusparse|cusolver|cufft|curand|nccl|nvrtc|nvJitLink|nvml"
+)
 
 _SYSTEM_SONAME = re.compile(
     r"(?:lib(?:c|m|dl|rt|pthread|util|resolv|stdc\+\+|gcc_s|gomp|atomic|cuda|cudart|cublas|cublasLt|cudnn\w*|cusparse"
@@ -31,7 +33,10 @@ _TORCH_SONAME = re.compile(r"lib(?:torch\w*|c10\w*|shm|caffe2\w*)\.so")
 
 @dataclass(frozen=True)
 class Provider:
-    """Who must offer an undefined symbol: ``torch``, ``system``, ``python``, ``cuda``, ``sibling``, ``other``."""
+    """Who must offer an undefined symbol.
+
+    ``kind`` is ``torch``, ``system``, ``python``, ``cuda``, ``sibling`` (the same wheel) or ``other``.
+    """
 
     symbol: Symbol
     kind: str
