@@ -217,6 +217,18 @@ def test_output_that_cannot_be_written(tmp_path: Path) -> None:
         build(write_project(tmp_path), tmp_path / "file" / "k.cubin")
 
 
+def test_output_without_a_name(tmp_path: Path) -> None:
+    with pytest.raises(ToolchainError, match=r"output: .*cannot be written"):
+        build(write_project(tmp_path), Path(""))
+
+
+def test_output_that_is_the_source(tmp_path: Path) -> None:
+    source = write_project(tmp_path)
+    with pytest.raises(ToolchainError, match=r"output: .*scale\.cu: expected a new file, got an input"):
+        build(source, source, "no architecture")
+    assert source.read_text() == KERNEL
+
+
 def test_current_folder_is_kept(tmp_path: Path) -> None:
     before = Path.cwd()
     build(write_project(tmp_path), tmp_path / "k.cubin")

@@ -165,6 +165,17 @@ def test_failure_and_success_without_output_are_errors(tmp_path: Path) -> None:
     assert Cache.from_environment().status().entries == 0
 
 
+def test_source_edited_meanwhile_is_not_cached(tmp_path: Path) -> None:
+    source = source_in(tmp_path / "project")
+    tool = fake_nvcc(tmp_path / "cuda", body=f"echo '// edited' >> csrc/k.cu\n{SUCCEEDS}")
+    with pytest.raises(CompileError, match=r"csrc/k\.cu sm_90: changed while it was compiled"):
+        compile_device(
+            source, compiler="nvcc", nvcc=str(tool), arch="90", kind="cubin", output=tmp_path / "k.cubin"
+        )
+    assert Cache.from_environment().status().entries == 0
+    assert not (tmp_path / "k.cubin").exists()
+
+
 def test_unknown_architecture_lists_the_known(tmp_path: Path) -> None:
     tool = fake_nvcc(
         tmp_path / "cuda", body="echo \"nvcc fatal : Unsupported gpu architecture 'sm_120'\" >&2; exit 1"

@@ -134,6 +134,13 @@ def test_pack_nothing(tmp_path: Path) -> None:
         pack([], tmp_path / "k.fatbin")
 
 
+def test_pack_over_an_image(built: Built) -> None:
+    image = built.images[0]
+    with pytest.raises(ToolchainError, match=r"output: .*: expected a new file, got an input"):
+        pack([image], image.path)
+    assert Path(image.path).exists()
+
+
 def test_pack_one_twice(built: Built, tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match="pack: cubin 80: expected once, got twice"):
         pack([built.images[0], *built.images], tmp_path / "k.fatbin")

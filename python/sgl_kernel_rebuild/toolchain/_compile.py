@@ -13,7 +13,7 @@ from sgl_kernel_rebuild.errors import CompileError, FactoryError, ToolchainError
 
 from ._cache import SCHEMA, Cache, Entry
 from ._deps import SourceFile, SourceTree, depfile, find_root, is_under, source_closure
-from ._files import canonical_json, pretty_json, remove_output, sha256, write_output
+from ._files import canonical_json, pretty_json, refuse_overwriting, remove_output, sha256, write_output
 from ._model import KINDS, CompilerIdentity, DeviceCompiler, Job, Kind, Report, check_arch
 from ._ptxas import describe_excess, other_lines, parse_resources
 
@@ -67,6 +67,7 @@ def compile_device(
         ToolchainError: the compiler, an architecture, an option or the output is unusable.
     """
     started = time.perf_counter()
+    refuse_overwriting(Path(output), [source])
     try:
         check_arch(arch)
         if kind not in KINDS:
@@ -136,6 +137,9 @@ def _compile_cached(
     cached = _load(cache, key)
     if cached is None:
         data, log = compiler.compile(job)
+        # Else the output of an edited source would be kept under the key of the one before.
+        if source_closure(files[0].path, tree) != files:
+            raise CompileError(f"{job.label}: changed while it was compiled\nBuild again.")
         _check_no_machine_path(job, data, [tree.root, *tree.includes, *compiler.header_dirs()])
         report = Report(
             source=files[0].name,

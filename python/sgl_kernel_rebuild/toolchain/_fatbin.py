@@ -13,7 +13,7 @@ from pathlib import Path
 from sgl_kernel_rebuild.errors import ToolchainError
 
 from . import _wheels
-from ._files import remove_output, write_output
+from ._files import refuse_overwriting, remove_output, write_output
 from ._model import Kind, check_arch
 
 # First word of a fat binary, little endian (fatbinary_section.h of the CUDA toolkit names the wrapper's;
@@ -62,6 +62,7 @@ def pack(
     Raises:
         ToolchainError: no images, one twice, one that is not what it should be, or the packer failed.
     """
+    refuse_overwriting(Path(output), [image.path for image in images])
     remove_output(Path(output))
     if not images:
         raise ToolchainError("pack: expected at least one cubin or PTX, got none\nGive --cubin or --ptx.")

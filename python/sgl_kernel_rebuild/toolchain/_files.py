@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,18 @@ def write_output(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_bytes(path, data)
-    except OSError as err:
+    except (OSError, ValueError) as err:
+        reason = getattr(err, "strerror", None) or err
         raise ToolchainError(
-            f"output: {path}: cannot be written: {err.strerror or err}\n"
-            "Free space or choose a writable folder."
+            f"output: {path}: cannot be written: {reason}\nFree space or choose a writable folder."
         ) from err
+
+
+def refuse_overwriting(output: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise ToolchainError if ``output`` is one of ``inputs``, which a failure would remove."""
+    for each in inputs:
+        if os.path.abspath(each) == os.path.abspath(output):
+            raise ToolchainError(f"output: {output}: expected a new file, got an input\nName another output.")
 
 
 def remove_output(path: Path) -> None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from sgl_kernel_rebuild.errors import ToolchainError
+from sgl_kernel_rebuild.errors import CompileError, ToolchainError
 
 from . import _wheels
 from ._model import MINIMUM_CUDA, CompilerIdentity, Job, compile_error, unknown_arch
@@ -50,8 +50,7 @@ class Nvrtc:
             *(f"-I{folder}" for folder in (*job.includes, *self.header_dirs())),
         ]
         with _working_folder(job.root):
-            with open(job.source, "rb") as stream:
-                text = stream.read()
+            text = _read_source(job)
             (program,) = _check(nvrtc, nvrtc.nvrtcCreateProgram(text, os.fsencode(job.source), 0, [], []))
             try:
                 encoded = [os.fsencode(option) for option in options]
@@ -66,6 +65,16 @@ class Nvrtc:
                 return _read(nvrtc, program, "PTX").rstrip(b"\0"), log
             finally:
                 nvrtc.nvrtcDestroyProgram(program)
+
+
+def _read_source(job: Job) -> bytes:
+    try:
+        with open(job.source, "rb") as stream:
+            return stream.read()
+    except OSError as err:
+        raise CompileError(
+            f"source: {job.source}: cannot be read: {err.strerror or err}\nBuild again."
+        ) from err
 
 
 def _load() -> Any:
