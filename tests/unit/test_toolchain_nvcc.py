@@ -119,7 +119,7 @@ def test_tool_that_cannot_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "target"), [("cubin", "sm_90a"), ("ptx", "compute_90a")])
 def test_options(tmp_path: Path, kind: str, target: str) -> None:
-    job = Job("/root", "csrc/k.cu", "90a", kind, ("csrc", "/outside"), ("A=1",))  # type: ignore[arg-type]
+    job = Job("/project", "csrc/k.cu", "90a", kind, ("csrc", "/outside"), ("A=1",))  # type: ignore[arg-type]
     options = Nvcc(str(fake_nvcc(tmp_path))).options(job)
     assert options[:5] == ["-std=c++17", "-Xptxas", "-v", f"-{kind}", f"-arch={target}"]
     assert options[-3:] == ["-DA=1", "-Icsrc", "-I/outside"]
