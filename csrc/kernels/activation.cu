@@ -14,7 +14,7 @@
 
 namespace sglk {
 
-constexpr int kMaxThreads = 512;
+constexpr int kMaxThreads = 128;
 
 // x / (1 + e^−y). An IEEE division: the approximate one flushes quotients that bf16 can still represent.
 __device__ __forceinline__ float gate(float x, float y) { return __fdiv_rn(x, 1.0f + __expf(-y)); }
@@ -61,7 +61,7 @@ __device__ __forceinline__ void activate(const ActivationParams& p) {
       Vector<T, kSize> out;
 #pragma unroll
       for (int e = 0; e < kSize; ++e) out[e] = from_float<T>(Act::apply(to_float(x[v][e])) * to_float(y[v][e]));
-      store(output + i * kSize, out);
+      store_streaming(output + i * kSize, out);
     }
   }
 }

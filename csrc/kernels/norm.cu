@@ -5,8 +5,7 @@
 //
 // fp32 arithmetic, one rounding. Three shapes of the same computation, chosen by csrc/ops/heuristics/norm.h:
 //
-//   rows   kLanes lanes own a row, 16 bytes · kVectors each (head_dim-wide rows); a warp has 32 / kLanes rows
-//          in each of kPasses passes, all loaded before the first is reduced
+//   rows   kLanes lanes own a row, kVectors · 16 bytes each: no barrier (head_dim-wide rows)
 //   block  a block owns a row and holds it in registers, kVectors · 16 bytes a thread
 //   any    a block walks a row twice in single elements (odd sizes, unaligned rows, very long rows)
 #include "common/pdl.cuh"
@@ -17,7 +16,6 @@
 namespace sglk {
 
 constexpr int kRowsThreads = 256;
-constexpr int kRowsVectorsInFlight = 4;  // a thread of the rows kernels; more loads would not hide more latency
 
 template <class T, bool kFused>
 struct NormVector {
@@ -33,10 +31,12 @@ struct NormVector {
     if constexpr (kFused) return to_float(x[i]) + to_float(residual[i]);
     return to_float(x[i]);
   }
-  __device__ __forceinline__ float sum_of_squares() const {
+  __device__ __forceinline__ float sum_of_squares() {
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < kSize; ++i) sum += value(i) * value(i);
+    keep_packed(x);
+    if constexpr (kFused) keep_packed(residual);
     return sum;
   }
   __device__ __forceinline__ void finish(T* output, T* residual_out, const Vector<T, kSize>& weight, float bias,
@@ -47,59 +47,45 @@ struct NormVector {
       out[i] = from_float<T>(value(i) * scale * (to_float(weight[i]) + bias));
       if constexpr (kFused) sum[i] = from_float<T>(value(i));
     }
-    store(output, out);
-    if constexpr (kFused) store(residual_out, sum);
+    store_streaming(output, out);
+    if constexpr (kFused) store_streaming(residual_out, sum);
   }
 };
 
 template <class T, bool kFused, int kLanes, int kVectors>
 __device__ __forceinline__ void norm_rows(const NormParams& p) {
   constexpr int kSize = kVectorSize<T>;
-  constexpr int kPasses = kRowsVectorsInFlight / kVectors;
-  constexpr int kRowsPerPass = kRowsThreads / kLanes;
   const int lane = threadIdx.x % kLanes;
-  const int first_row = blockIdx.x * (kRowsPerPass * kPasses) + threadIdx.x / kLanes;
-  const int vectors = p.hidden / kSize;
-  const T* const weight = static_cast<const T*>(p.weight);
+  const int64_t token = int64_t{blockIdx.x} * (kRowsThreads / kLanes) + threadIdx.x / kLanes;
+  const bool is_token = token < p.tokens;
+  const int vectors = is_token ? p.hidden / kSize : 0;  // the last block's spare lanes still take part in shuffles
+  const T* const input = static_cast<const T*>(p.input) + token * p.input_stride;
+  T* const residual = static_cast<T*>(p.residual) + token * p.residual_stride;
+  T* const output = static_cast<T*>(p.output) + token * p.output_stride;
   wait_for_predecessor();
   let_successor_start();
 
-  NormVector<T, kFused> row[kPasses][kVectors];
-  Vector<T, kSize> w[kVectors];
+  NormVector<T, kFused> row[kVectors];
+  Vector<T, kSize> weight[kVectors];
+  float sum = 0.0f;
 #pragma unroll
-  for (int pass = 0; pass < kPasses; ++pass) {
-    const int64_t token = first_row + pass * kRowsPerPass;
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const int column = (lane + v * kLanes) * kSize;
-      row[pass][v] = {};
-      if (token < p.tokens && lane + v * kLanes < vectors) {
-        row[pass][v].load_from(static_cast<const T*>(p.input) + token * p.input_stride + column,
-                               static_cast<const T*>(p.residual) + token * p.residual_stride + column);
-      }
-    }
+  for (int v = 0; v < kVectors; ++v) {
+    const int i = lane + v * kLanes;
+    row[v] = {};
+    if (i < vectors) row[v].load_from(input + i * kSize, residual + i * kSize);
   }
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
-    w[v] = {};
-    if (lane + v * kLanes < vectors) w[v] = load<T, kSize>(weight + (lane + v * kLanes) * kSize);
+    const int i = lane + v * kLanes;
+    if (i < vectors) weight[v] = load<T, kSize>(static_cast<const T*>(p.weight) + i * kSize);
   }
 #pragma unroll
-  for (int pass = 0; pass < kPasses; ++pass) {
-    const int64_t token = first_row + pass * kRowsPerPass;
-    float sum = 0.0f;
+  for (int v = 0; v < kVectors; ++v) sum += row[v].sum_of_squares();
+  const float scale = rsqrtf(sum_lanes<kLanes>(sum) / p.hidden + p.eps);
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) sum += row[pass][v].sum_of_squares();
-    const float scale = rsqrtf(sum_lanes<kLanes>(sum) / p.hidden + p.eps);
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const int column = (lane + v * kLanes) * kSize;
-      if (token < p.tokens && lane + v * kLanes < vectors) {
-        row[pass][v].finish(static_cast<T*>(p.output) + token * p.output_stride + column,
-                            static_cast<T*>(p.residual) + token * p.residual_stride + column, w[v], p.weight_bias,
-                            scale);
-      }
-    }
+  for (int v = 0; v < kVectors; ++v) {
+    const int i = lane + v * kLanes;
+    if (i < vectors) row[v].finish(output + i * kSize, residual + i * kSize, weight[v], p.weight_bias, scale);
   }
 }
 

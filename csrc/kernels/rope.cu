@@ -7,7 +7,8 @@
 // written to the rows of a KV cache.
 //
 // One block takes heads_per_block heads of one token. `lanes` threads share a head, each with kPairs pairs, and keep
-// their cosines and sines in registers while they walk the heads kUnroll at a time:
+// their cosines and sines in registers while they walk the heads kUnroll at a time. The first heads are loaded before
+// the angles, whose address waits for the position:
 //
 //   thread t: lane = t % lanes → pairs [lane · kPairs, (lane + 1) · kPairs)
 //             heads t / lanes, t / lanes + step, …   with step = blockDim.x / lanes
@@ -37,8 +38,8 @@ struct Pairs {
     second = load_streaming<T, kPairs>(head + offset(lane) + distance(rotary_dim));
   }
   __device__ __forceinline__ void store_to(T* head, int lane, int rotary_dim) const {
-    store(head + offset(lane), first);
-    store(head + offset(lane) + distance(rotary_dim), second);
+    store_streaming(head + offset(lane), first);
+    store_streaming(head + offset(lane) + distance(rotary_dim), second);
   }
   // Pair i as two elements of the two vectors.
   __device__ __forceinline__ T& x1(int i) {
@@ -75,8 +76,8 @@ __device__ __forceinline__ void copy_heads(const RopeHeads& source, int64_t sour
   const int width = (end - begin) / kSize;
   for (int i = threadIdx.x; i < count * width; i += blockDim.x) {
     const int index = first + i / width, element = begin + i % width * kSize;
-    store(head<T>(target, target_token, index) + element,
-          load_streaming<T, kSize>(head<T>(source, source_token, index) + element));
+    store_streaming(head<T>(target, target_token, index) + element,
+                    load_streaming<T, kSize>(head<T>(source, source_token, index) + element));
   }
 }
 
@@ -89,11 +90,27 @@ __device__ __forceinline__ void rotate_token(const RopeParams& p) {
   wait_for_predecessor();
   let_successor_start();
 
+  using Group = Pairs<T, kPairs, kInterleaved>;
+  Group group[kUnroll];
+  // The last blockDim.x % lanes threads have no head of their own.
+  const int own = threadIdx.x / p.lanes;
+  int base = own < step ? first_head + own : last_head;
+  const auto load_group = [&] {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int h = base + u * step;
+      if (h < last_head) {
+        group[u].load_from(h < p.q_heads ? head<T>(p.q_in, token, h) : head<T>(p.k_in, token, h - p.q_heads), lane,
+                           p.rotary_dim);
+      }
+    }
+  };
+  load_group();
+
   const int64_t position = p.is_position_64 ? static_cast<const int64_t*>(p.position)[token]
                                             : static_cast<const int32_t*>(p.position)[token];
   const int64_t slot = p.cache_slot != nullptr ? p.cache_slot[token] : -1;
   const bool is_cached = slot >= 0 && slot < p.cache_slots;
-
   float cosine[kPairs], sine[kPairs];
   if (position >= 0 && position < p.max_position) {
     const float* const row = p.cos_sin + position * p.rotary_dim + lane * kPairs;
@@ -104,20 +121,7 @@ __device__ __forceinline__ void rotate_token(const RopeParams& p) {
     for (int i = 0; i < kPairs; ++i) cosine[i] = sine[i] = __int_as_float(0x7fc00000);
   }
 
-  using Group = Pairs<T, kPairs, kInterleaved>;
-  // The last blockDim.x % lanes threads have no head of their own.
-  const int own = threadIdx.x / p.lanes;
-  for (int base = first_head + own; own < step && base < last_head; base += step * kUnroll) {
-    Group group[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int h = base + u * step;
-      if (h < last_head) {
-        const bool is_query = h < p.q_heads;
-        group[u].load_from(is_query ? head<T>(p.q_in, token, h) : head<T>(p.k_in, token, h - p.q_heads), lane,
-                           p.rotary_dim);
-      }
-    }
+  while (base < last_head) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int h = base + u * step;
@@ -131,6 +135,8 @@ __device__ __forceinline__ void rotate_token(const RopeParams& p) {
         }
       }
     }
+    base += step * kUnroll;
+    load_group();
   }
 
   const int k_begin = max(first_head - p.q_heads, 0), k_count = max(last_head - p.q_heads - k_begin, 0);
@@ -154,8 +160,7 @@ __device__ __forceinline__ void rotate_token(const RopeParams& p) {
   }
 
 #define SGLK_ROPE(style, interleaved, dtype)                            \
-  SGLK_ROPE_SHAPE(style, interleaved, dtype, vector_1, 8, 1)            \
-  SGLK_ROPE_SHAPE(style, interleaved, dtype, vector_4, 8, 4)            \
+  SGLK_ROPE_SHAPE(style, interleaved, dtype, vector_2, 8, 2)            \
   SGLK_ROPE_SHAPE(style, interleaved, dtype, element_1, 1, 1)
 
 SGLK_ROPE(neox, false, bf16)

@@ -56,7 +56,8 @@ void activate(const char* op, Op which, const Tensor& out, const Tensor& input) 
   const int element_size = input.dtype() == DType::kFloat32 ? 4 : 2;
   const bool aligned = is_aligned(16, element_size, input.data(), {in_stride, width}) &&
                        is_aligned(16, element_size, out.data(), {out_stride});
-  const Choice choice = choose(rows, width, element_size, aligned);
+  const int32_t device = input.device().index;
+  const Choice choice = choose(rows, width, element_size, aligned, device_properties(device).multiprocessors);
   const ActivationParams params{out.data(), input.data(), out_stride, in_stride, rows, static_cast<int>(width),
                                 choice.lanes_log2, choice.chunks};
   LaunchConfig config;
@@ -66,7 +67,7 @@ void activate(const char* op, Op which, const Tensor& out, const Tensor& input) 
   const ElementType type = input.dtype() == DType::kBFloat16  ? kBf16
                            : input.dtype() == DType::kFloat16 ? kF16
                                                               : kF32;
-  fat_binary().launch(kernel_index(which, type, choice.shape), input.device().index, config, params);
+  fat_binary().launch(kernel_index(which, type, choice.shape), device, config, params);
 }
 
 void silu_and_mul(const Tensor& out, const Tensor& input) { activate("silu_and_mul", kSilu, out, input); }

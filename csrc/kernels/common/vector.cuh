@@ -39,9 +39,27 @@ __device__ __forceinline__ Vector<T, kSize> load(const T* pointer) {
   return *reinterpret_cast<const Vector<T, kSize>*>(pointer);
 }
 
+// A result that no block of this kernel reads again: first to leave the L2 when a larger output passes through it.
+// Worth 1 % of the time of copy-like kernels on an H200 (2026-11-23).
 template <class T, int kSize>
-__device__ __forceinline__ void store(T* pointer, const Vector<T, kSize>& value) {
-  *reinterpret_cast<Vector<T, kSize>*>(pointer) = value;
+__device__ __forceinline__ void store_streaming(T* pointer, const Vector<T, kSize>& value) {
+  if constexpr (sizeof(value) == 16) {
+    const uint4& bits = reinterpret_cast<const uint4&>(value);
+    asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(bits.x), "r"(bits.y), "r"(bits.z),
+                 "r"(bits.w)
+                 : "memory");
+  } else {
+    *reinterpret_cast<Vector<T, kSize>*>(pointer) = value;
+  }
+}
+
+// Makes the compiler forget what it derived from `value`: it converts again later instead of keeping fp32 copies,
+// which take twice the registers.
+template <class T, int kSize>
+__device__ __forceinline__ void keep_packed(Vector<T, kSize>& value) {
+  static_assert(sizeof(value) == 16);
+  uint4& bits = reinterpret_cast<uint4&>(value);
+  asm volatile("" : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w));
 }
 
 }  // namespace sglk

@@ -14,7 +14,6 @@ constexpr int kElementTypes = 2;
 
 constexpr int kVectorSize = 8;  // elements of 16 bytes
 constexpr int kRowsThreads = 256;
-constexpr int kRowsVectorsInFlight = 4;
 
 // In the order of preference for growing rows.
 struct Shape {
@@ -51,7 +50,7 @@ inline Choice choose(int64_t tokens, int64_t hidden, bool is_aligned) {
       const Shape& shape = kShapes[i];
       if (shape.lanes > 0) {
         if (vectors > shape.lanes * shape.vectors) continue;
-        const int rows = kRowsThreads / shape.lanes * (kRowsVectorsInFlight / shape.vectors);
+        const int rows = kRowsThreads / shape.lanes;
         return {i, kRowsThreads, (tokens + rows - 1) / rows};
       }
       const int64_t threads = round_up((vectors + shape.vectors - 1) / shape.vectors, 32);
