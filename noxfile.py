@@ -1,0 +1,124 @@
+"""The front door: `nox -s wheel` builds, proves and publishes; `nox -s tests` tests the factory and the wheel.
+
+What the sessions do lives in the package sgl_kernel_rebuild; arguments after `--` reach it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["wheel"]
+nox.options.reuse_existing_virtualenvs = True
+
+WHEELHOUSE = "wheelhouse"
+FACTORY = "python/sgl_kernel_rebuild"
+PROJECT = nox.project.load_toml("pyproject.toml")
+BUILD_REQUIRES = PROJECT["build-system"]["requires"]
+# The oldest torch that the wheel is for, and a late one.
+TORCH = ["2.7.0", "2.13.0"]
+
+
+def install(session: nox.Session, *groups: str, requires: list[str] = BUILD_REQUIRES) -> None:
+    """Install the factory from this tree, dependency groups and, by default, what builds the wheel."""
+    session.install("-q", FACTORY, *requires, *nox.project.dependency_groups(PROJECT, *groups))
+
+
+def require_gpu(session: nox.Session) -> None:
+    """Fail with a sentence where no CUDA device answers."""
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        has_gpu = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    except OSError:
+        has_gpu = False
+    if not has_gpu:
+        session.error(f"{session.name} needs a CUDA GPU: libcuda.so.1 finds none on this machine; run it on one that has")
+
+
+def install_wheel(session: nox.Session, *packages: str) -> None:
+    """Install sgl-kernel from the wheelhouse, as a user would; with --no-venv take what is there."""
+    if session.virtualenv.is_sandboxed:
+        session.install("-q", "--find-links", WHEELHOUSE, "sgl-kernel", *packages)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, prove it, publish it (arguments after --: to the build, such as -C cmake.define.SGLK_ARCHS=120)."""
+    install(session, "build")
+    raw = Path(session.create_tmp()).resolve() / "raw"
+    proven = raw.with_name("proven")
+    for folder in (raw, proven):
+        session.run("python", "-c", f"import shutil; shutil.rmtree({str(folder)!r}, ignore_errors=True)", silent=True)
+    session.run("python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(raw), *session.posargs)
+    session.run("sgl-kernel-rebuild", "gate", *map(str, raw.glob("*.whl")), "--output", str(proven))
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(proven), FACTORY, silent=True)
+    session.run("sgl-kernel-rebuild", "publish", *map(str, sorted(proven.glob("*.whl"))), "--index", WHEELHOUSE)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Everything that needs no GPU: unit, native, and the wheel under each torch."""
+    for name in ("unit", "native", *(f"wheel_tests(torch='{torch}')" for torch in TORCH)):
+        session.notify(name, session.posargs)
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """The factory: seconds, no build."""
+    install(session, "unit")
+    session.run("python", "-m", "pytest", "tests/unit", *session.posargs)
+
+
+@nox.session
+def native(session: nox.Session) -> None:
+    """The C++ logic, against a torch of the tests' own."""
+    install(session, "native")
+    session.run("python", "-m", "pytest", "tests/native", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("torch", TORCH)
+def wheel_tests(session: nox.Session, torch: str) -> None:
+    """The published wheel, installed from the wheelhouse under a real torch, on the CPU."""
+    session.install("-q", f"torch=={torch}", FACTORY, *nox.project.dependency_groups(PROJECT, "wheel"))
+    install_wheel(session, "--upgrade", f"torch=={torch}")
+    session.run("python", "-m", "pytest", "tests/wheel", *session.posargs)
+
+
+@nox.session
+def gpu_tests(session: nox.Session) -> None:
+    """The kernels on a GPU, against float64 references (nox --no-venv -s gpu_tests: in the Python that is there)."""
+    require_gpu(session)
+    install_wheel(session, *nox.project.dependency_groups(PROJECT, "gpu"))
+    session.run("python", "-m", "pytest", "tests/gpu", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Time every op on a GPU; results and report go to the folder named after -- (default build/bench)."""
+    require_gpu(session)
+    install_wheel(session, *nox.project.dependency_groups(PROJECT, "bench"))
+    session.run("python", "-m", "benchmarks.run", *(session.posargs or ["build/bench"]))
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Which torch releases fit the published wheels, or the targets named after --."""
+    install(session, requires=[])
+    targets = session.posargs or [str(path) for path in sorted(Path(WHEELHOUSE).glob("sgl_kernel-*.whl"))]
+    session.run("sgl-kernel-rebuild", "audit", *targets)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff, mypy and clang-format."""
+    install(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    sources = session.run("git", "ls-files", "*.cpp", "*.h", "*.cu", "*.cuh", external=True, silent=True)
+    session.run("clang-format", "--dry-run", "-Werror", *str(sources).split())
