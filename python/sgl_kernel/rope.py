@@ -2,7 +2,8 @@
 
 Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021. Pair i of the first
 ``rotary_dim`` elements of a head turns by the angle of its position and frequency i:
-``o1 = x1 * cos - x2 * sin``, ``o2 = x2 * cos + x1 * sin``, in float32, rounded once.
+``o1 = x1 * cos - x2 * sin``, ``o2 = x2 * cos + x1 * sin``, in float32, rounded once. A position outside the
+table gives NaN; a token whose slot is outside the cache, as the -1 of padding tokens, is not stored.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def apply_rope_with_cos_sin_cache_inplace(
     cos_sin_cache: float32 [max_position, rotary_dim], the cosines, then the sines; rotary_dim is even and at
         most head_size; elements past it stay as they are.
     is_neox: pairs are (i, i + rotary_dim / 2), else (2 * i, 2 * i + 1).
-    enable_pdl: a launch hint; None: where the GPU has it and keys are stored.
+    enable_pdl: a launch hint; None: where the GPU has it.
 
     Raises ValueError if cos_sin_cache is not float32, AssertionError if a scale is given or cache_loc is not
     int64, RuntimeError for the rest.
@@ -84,9 +85,8 @@ def apply_rope_with_cos_sin_cache_inplace(
             raise AssertionError(f"cache_loc.dtype: expected torch.int64, got {fused.cache_loc.dtype}")
         k_buffer, v_buffer = _heads(fused.k_buffer, head_size), _heads(fused.v_buffer, head_size)
         store = (_heads(fused.value, head_size), k_buffer, v_buffer, fused.cache_loc)
-        if enable_pdl is None:
-            enable_pdl = default_pdl()
-    _rope(q, k, q, k, cos_sin_cache, positions, not is_neox, bool(enable_pdl), 0, *store)
+    pdl = default_pdl() if enable_pdl is None else enable_pdl
+    _rope(q, k, q, k, cos_sin_cache, positions, not is_neox, pdl, 0, *store)
 
 
 _DTYPES = (torch.float16, torch.bfloat16)
@@ -210,12 +210,16 @@ def _rope_cpu(
 ) -> None:
     arguments = (q, k, q_rope, k_rope, cos_sin_cache, pos_ids, interleave, enable_pdl, cuda_stream)
     _rope_fake(*arguments, v, k_buffer, v_buffer, kv_cache_loc)
-    cos, sin = cos_sin_cache[pos_ids].unsqueeze(1).chunk(2, -1)  # [tokens, 1, rotary_dim / 2]
+    is_known = (pos_ids >= 0) & (pos_ids < cos_sin_cache.size(0))
+    table = torch.full((q.size(0), cos_sin_cache.size(1)), torch.nan)
+    table[is_known] = cos_sin_cache[pos_ids[is_known]]
+    cos, sin = table.unsqueeze(1).chunk(2, -1)  # [tokens, 1, rotary_dim / 2]
     q_rope.copy_(_rotate(q, cos, sin, interleave))
     k_rope.copy_(_rotate(k, cos, sin, interleave))
     if v is not None and k_buffer is not None and v_buffer is not None and kv_cache_loc is not None:
-        k_buffer[kv_cache_loc] = k_rope
-        v_buffer[kv_cache_loc] = v
+        is_stored = (kv_cache_loc >= 0) & (kv_cache_loc < k_buffer.size(0))
+        k_buffer[kv_cache_loc[is_stored]] = k_rope[is_stored]
+        v_buffer[kv_cache_loc[is_stored]] = v[is_stored]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool) -> Tensor:
