@@ -11,7 +11,7 @@
 //   ()                            void
 //
 // The callee owns every handle on the stack (torch 2.7.0, torch/csrc/stable/library.h): all are taken into
-// RAII holders before anything can throw. An error is raised only after they are released, from a frame
+// RAII holders before the op can throw. An error is raised only after they are released, from a frame
 // that holds nothing, because torch's exception then passes through it.
 #pragma once
 
@@ -95,8 +95,9 @@ template <class Result, class... Args>
 struct Signature<Result (*)(Args...)> {
   template <size_t... kIndex>
   static void call(Result (*fn)(Args...), StableIValue* stack, uint64_t inputs, std::index_sequence<kIndex...>) {
-    std::tuple<Slot<std::decay_t<Args>>...> slots(stack[kIndex]...);
+    // Before the stack is touched: what lies there is not what this signature says.
     SGLK_CHECK(inputs == sizeof...(Args), "schema: expected %zu arguments, got %lu", sizeof...(Args), inputs);
+    [[maybe_unused]] std::tuple<Slot<std::decay_t<Args>>...> slots(stack[kIndex]...);
     std::tuple<std::decay_t<Args>...> arguments{std::get<kIndex>(slots).read()...};
     if constexpr (std::is_void_v<Result>) {
       fn(std::get<kIndex>(arguments)...);

@@ -1,11 +1,14 @@
 #include "runtime/registry.h"
 
+#include <cstring>
 #include <string>
 
 namespace sglk {
 namespace {
 
 constexpr const char* kNamespace = "sgl_kernel";
+
+const char* load_error = nullptr;
 
 // The library objects live as long as the process: destroying one deregisters its ops.
 TorchLibraryHandle definitions() {
@@ -33,11 +36,13 @@ OpRegistration::OpRegistration(const char* schema, void (*entry)(StableIValue*, 
   const bool is_registered = definitions() != nullptr && cuda_implementations() != nullptr &&
                              aoti_torch_library_def(definitions(), schema) == 0 &&
                              aoti_torch_library_impl(cuda_implementations(), op.c_str(), entry) == 0;
-  if (!is_registered) {
-    const std::string message = "sgl_kernel: " + op + ": torch refused to register it; another package that " +
-                                "defines torch.ops." + kNamespace + " is loaded in this process";
-    aoti_torch_check(false, "sgl_kernel", "", 0, message.c_str());
+  if (!is_registered && load_error == nullptr) {
+    load_error = strdup(format("sgl_kernel: %s: torch refused to register it; another package that defines "
+                               "torch.ops.%s is loaded in this process",
+                               op.c_str(), kNamespace).c_str());
   }
 }
 
 }  // namespace sglk
+
+const char* sgl_kernel_load_error() { return sglk::load_error; }

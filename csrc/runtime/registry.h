@@ -6,12 +6,17 @@
 namespace sglk {
 
 // Defines `schema` in the namespace sgl_kernel and gives it a CUDA implementation. Runs while the library is
-// loaded; what torch refuses is raised as a RuntimeError that names the op.
+// loaded, where an exception would end the process: nothing between here and Python's ctypes could catch it.
+// The first op that torch refuses is therefore kept for sgl_kernel_load_error().
 struct OpRegistration {
   OpRegistration(const char* schema, void (*entry)(StableIValue*, uint64_t, uint64_t));
 };
 
 }  // namespace sglk
+
+// Why an op is not registered, or null when all are; valid for the life of the process. Whoever loads the library
+// asks this first.
+extern "C" __attribute__((visibility("default"))) const char* sgl_kernel_load_error();
 
 #define SGLK_CONCAT_(a, b) a##b
 #define SGLK_CONCAT(a, b) SGLK_CONCAT_(a, b)
