@@ -133,16 +133,13 @@ class _Validation:
                 yield wheel.filename, wheel.url, wheel.sha256, wheel.requires_python, wheel.metadata_sha256
 
     def _check_agreement(self, folder: Path, in_html: set[T], in_json: set[T], what: str) -> None:
-        for pages, only in (
-            ((HTML_PAGE, JSON_PAGE), in_html - in_json),
-            ((JSON_PAGE, HTML_PAGE), in_json - in_html),
-        ):
+        for page, only in ((HTML_PAGE, in_html - in_json), (JSON_PAGE, in_json - in_html)):
             for item in only:
                 name = item[0] if isinstance(item, tuple) else item
                 self._report(
                     folder,
                     "agreement",
-                    f"{what} {name}: expected the same on both pages, {pages[0]} and {pages[1]} differ",
+                    f"{what} {name}: expected the same on {HTML_PAGE} and {JSON_PAGE}, only {page} has it so",
                 )
 
     def _check_wheels(self) -> None:
