@@ -50,8 +50,8 @@ __device__ __forceinline__ void activate(const ActivationParams& p) {
   for (int v = 0; v < kVectors; ++v) {
     const int64_t i = first + v * lanes;
     if (i < vectors) {
-      x[v] = load_streaming<T, kSize>(input + i * kSize);
-      y[v] = load_streaming<T, kSize>(input + p.width + i * kSize);
+      x[v] = load<T, kSize>(input + i * kSize);
+      y[v] = load<T, kSize>(input + p.width + i * kSize);
     }
   }
 #pragma unroll

@@ -24,8 +24,8 @@ struct NormVector {
   Vector<T, kFused ? kSize : 1> residual;
 
   __device__ __forceinline__ void load_from(const T* input, const T* residual_in) {
-    x = load_streaming<T, kSize>(input);
-    if constexpr (kFused) residual = load_streaming<T, kSize>(residual_in);
+    x = load<T, kSize>(input);
+    if constexpr (kFused) residual = load<T, kSize>(residual_in);
   }
   __device__ __forceinline__ float value(int i) const {
     if constexpr (kFused) return to_float(x[i]) + to_float(residual[i]);
@@ -125,6 +125,7 @@ __device__ __forceinline__ void norm_block(const NormParams& p) {
   for (int v = 0; v < kVectors; ++v) {
     const int i = threadIdx.x + v * blockDim.x;
     if constexpr (!kEarly) load_weight(v);
+    keep_packed(weight[v]);
     if (i < vectors) row[v].finish(output + i * kSize, residual + i * kSize, weight[v], p.weight_bias, scale);
   }
 }

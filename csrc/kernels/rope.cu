@@ -7,8 +7,8 @@
 // written to the rows of a KV cache.
 //
 // One block takes heads_per_block heads of one token. `lanes` threads share a head, each with kPairs pairs, and keep
-// their cosines and sines in registers while they walk the heads kUnroll at a time. The first heads are loaded before
-// the angles, whose address waits for the position:
+// their cosines and sines in registers while they walk the heads kUnroll at a time. The first heads are loaded between
+// the position and the angles, whose address it gives:
 //
 //   thread t: lane = t % lanes → pairs [lane · kPairs, (lane + 1) · kPairs)
 //             heads t / lanes, t / lanes + step, …   with step = blockDim.x / lanes
@@ -34,8 +34,8 @@ struct Pairs {
   static __device__ __forceinline__ int distance(int rotary_dim) { return kInterleaved ? kPairs : rotary_dim / 2; }
 
   __device__ __forceinline__ void load_from(const T* head, int lane, int rotary_dim) {
-    first = load_streaming<T, kPairs>(head + offset(lane));
-    second = load_streaming<T, kPairs>(head + offset(lane) + distance(rotary_dim));
+    first = load<T, kPairs>(head + offset(lane));
+    second = load<T, kPairs>(head + offset(lane) + distance(rotary_dim));
   }
   __device__ __forceinline__ void store_to(T* head, int lane, int rotary_dim) const {
     store_streaming(head + offset(lane), first);
@@ -77,7 +77,7 @@ __device__ __forceinline__ void copy_heads(const RopeHeads& source, int64_t sour
   for (int i = threadIdx.x; i < count * width; i += blockDim.x) {
     const int index = first + i / width, element = begin + i % width * kSize;
     store_streaming(head<T>(target, target_token, index) + element,
-                    load_streaming<T, kSize>(head<T>(source, source_token, index) + element));
+                    load<T, kSize>(head<T>(source, source_token, index) + element));
   }
 }
 
@@ -89,6 +89,11 @@ __device__ __forceinline__ void rotate_token(const RopeParams& p) {
   const int last_head = min(first_head + p.heads_per_block, p.q_heads + p.k_heads);
   wait_for_predecessor();
   let_successor_start();
+
+  const int64_t position = p.is_position_64 ? static_cast<const int64_t*>(p.position)[token]
+                                            : static_cast<const int32_t*>(p.position)[token];
+  const int64_t slot = p.cache_slot != nullptr ? p.cache_slot[token] : -1;
+  const bool is_cached = slot >= 0 && slot < p.cache_slots;
 
   using Group = Pairs<T, kPairs, kInterleaved>;
   Group group[kUnroll];
@@ -106,11 +111,6 @@ __device__ __forceinline__ void rotate_token(const RopeParams& p) {
     }
   };
   load_group();
-
-  const int64_t position = p.is_position_64 ? static_cast<const int64_t*>(p.position)[token]
-                                            : static_cast<const int32_t*>(p.position)[token];
-  const int64_t slot = p.cache_slot != nullptr ? p.cache_slot[token] : -1;
-  const bool is_cached = slot >= 0 && slot < p.cache_slots;
   float cosine[kPairs], sine[kPairs];
   if (position >= 0 && position < p.max_position) {
     const float* const row = p.cos_sin + position * p.rotary_dim + lane * kPairs;
@@ -160,7 +160,8 @@ __device__ __forceinline__ void rotate_token(const RopeParams& p) {
   }
 
 #define SGLK_ROPE(style, interleaved, dtype)                            \
-  SGLK_ROPE_SHAPE(style, interleaved, dtype, vector_2, 8, 2)            \
+  SGLK_ROPE_SHAPE(style, interleaved, dtype, vector_1, 8, 1)            \
+  SGLK_ROPE_SHAPE(style, interleaved, dtype, vector_3, 8, 3)            \
   SGLK_ROPE_SHAPE(style, interleaved, dtype, element_1, 1, 1)
 
 SGLK_ROPE(neox, false, bf16)

@@ -11,10 +11,11 @@ __device__ __forceinline__ void wait_for_predecessor() {
 #endif
 }
 
-// Lets the successor's blocks be placed as soon as there is room.
+// Lets the successor's blocks be placed as soon as there is room. Only for a small grid, which has room: the
+// instruction costs the whole GPU about 1.5 ns a block (H200, 2026-11-23), and 100,000 blocks need 150 us.
 __device__ __forceinline__ void let_successor_start() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
+  if (gridDim.x * gridDim.y <= 4096) asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
 

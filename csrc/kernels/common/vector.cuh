@@ -17,23 +17,6 @@ struct alignas(sizeof(T) * kSize) Vector {
 template <class T>
 constexpr int kVectorSize = 16 / sizeof(T);
 
-// A value that this kernel reads once: kept out of L1, which a block would otherwise fill with it. Coherent, unlike
-// ld.global.nc, because an output may be the input.
-template <class T, int kSize>
-__device__ __forceinline__ Vector<T, kSize> load_streaming(const T* pointer) {
-  Vector<T, kSize> value;
-  if constexpr (sizeof(value) == 16) {
-    uint4& bits = reinterpret_cast<uint4&>(value);
-    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
-                 : "l"(pointer)
-                 : "memory");
-  } else {
-    value = *reinterpret_cast<const Vector<T, kSize>*>(pointer);
-  }
-  return value;
-}
-
 template <class T, int kSize>
 __device__ __forceinline__ Vector<T, kSize> load(const T* pointer) {
   return *reinterpret_cast<const Vector<T, kSize>*>(pointer);

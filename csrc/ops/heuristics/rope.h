@@ -17,7 +17,7 @@ struct Shape {
   int pairs;   // of a thread and head
   int unroll;  // heads that a thread loads before it rotates the first
 };
-constexpr Shape kShapes[] = {{"vector_2", 8, 2}, {"element_1", 1, 1}};
+constexpr Shape kShapes[] = {{"vector_1", 8, 1}, {"vector_3", 8, 3}, {"element_1", 1, 1}};
 constexpr int kShapeCount = std::size(kShapes);
 constexpr int kKernelCount = 2 * kElementTypes * kShapeCount;
 constexpr int kMaxThreads = 512;
@@ -34,13 +34,13 @@ struct Choice {
 // heads: of queries and keys together. is_aligned: every pointer, stride, head_size and half of rotary_dim is a
 // multiple of 16 bytes.
 inline Choice choose(int64_t tokens, int heads, int rotary_dim, bool is_aligned, int multiprocessors) {
-  const int shape = is_aligned ? 0 : 1;
-  const int lanes = rotary_dim / 2 / kShapes[shape].pairs;
   // Measured on an H200 (2026-11-23): while blocks are scarce, small ones that share a token; then one block a token,
   // which reads the token's angles once.
   const bool is_small = tokens < 8 * multiprocessors;
-  const int abreast = std::max(1, (is_small ? 64 : kMaxThreads) / lanes);  // heads that the threads cover at once
-  const int per_block = std::min(heads, is_small ? abreast * kShapes[shape].unroll : heads);
+  const int shape = !is_aligned ? 2 : is_small ? 0 : 1;
+  const int lanes = rotary_dim / 2 / kShapes[shape].pairs;
+  const int abreast = std::max(1, (is_small ? 128 : kMaxThreads) / lanes);  // heads that the threads cover at once
+  const int per_block = is_small ? std::min(heads, abreast * kShapes[shape].unroll) : heads;
   const int step = std::min(abreast, (per_block + kShapes[shape].unroll - 1) / kShapes[shape].unroll);
   const int threads = std::min(kMaxThreads, (step * lanes + 31) / 32 * 32);
   return {shape, threads, lanes, per_block, (heads + per_block - 1) / per_block};
