@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from sgl_kernel_rebuild.errors import BinaryError
-
-from ._elffile import SharedObject
 
 __all__ = ["CodeObject", "iter_code", "read_payload"]
 
@@ -62,8 +60,13 @@ class CodeObject:
         return ("sm_" if self.kind == "cubin" else "compute_") + self.arch
 
 
-def iter_code(stream: BinaryIO, shared_object: SharedObject) -> Iterator[CodeObject]:
+def iter_code(
+    stream: BinaryIO, sections: Mapping[str, Sequence[tuple[int, int]]], name: str
+) -> Iterator[CodeObject]:
     """Yield the entries of every fat binary in ``stream``, in file order, without reading their payloads.
+
+    ``sections`` says where the file's sections lie, as `SharedObject.sections` does; ``name`` is what
+    messages call the file.
 
     Raises:
         BinaryError: a container or an entry does not fit the file.
@@ -71,10 +74,10 @@ def iter_code(stream: BinaryIO, shared_object: SharedObject) -> Iterator[CodeObj
     size = stream.seek(0, os.SEEK_END)
     index = 0
     for section in _SECTIONS:
-        for offset, length in shared_object.sections.get(section, ()):
+        for offset, length in sections.get(section, ()):
             if offset + length > size:
                 raise _refuse(
-                    shared_object.name,
+                    name,
                     f"section {section}: expected {offset + length} bytes of file, got {size}: truncated",
                 )
             position, end = offset, offset + length
@@ -83,11 +86,11 @@ def iter_code(stream: BinaryIO, shared_object: SharedObject) -> Iterator[CodeObj
                 _, _, header, payload = _CONTAINER.unpack(stream.read(_CONTAINER.size))
                 if header != _CONTAINER.size or start + header + payload > end:
                     raise _refuse(
-                        shared_object.name,
+                        name,
                         f"container at {start}: expected {header}+{payload} bytes, section has {end - start}",
                     )
                 position = start + header + payload
-                yield from _entries(stream, shared_object.name, index, start + header, position)
+                yield from _entries(stream, name, index, start + header, position)
                 index += 1
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from sgl_kernel_rebuild.errors import BinaryError
 
 from ._demangle import demangle
@@ -46,6 +48,15 @@ class Missing:
     def first_release(self) -> str | None:
         """The oldest release that exports the symbol; None if none does."""
         return self.available[0] if self.available else None
+
+    @property
+    def history(self) -> str:
+        """Which releases have the symbol, in words."""
+        if not self.available:
+            return "exported by no release here"
+        if Version(self.release) < Version(self.available[0]):
+            return f"first exported by {self.available[0]}"
+        return f"last exported by {self.available[-1]}"
 
 
 @dataclass(frozen=True)
@@ -89,15 +100,15 @@ class Certificate:
         """One sentence: what fits, and, if not all of it, what the nearest older release lacks first."""
         if not any(report.torch_symbols for report in self.objects):
             return f"{self.subject} uses no symbol of torch: every release fits."
-        fits, others = self.fits, [release for release in self.releases if release not in self.fits]
+        others = [release for release in self.releases if release not in self.fits]
         if not others:
-            return f"{self.subject} fits every torch here, {_span(self.releases)}."
-        sentence = (
-            f"{self.subject} fits torch {_list(fits)} only"
-            if fits
-            else f"{self.subject} fits no torch here ({_span(self.releases)})"
-        )
-        release = self._most_telling(others)
+            return f"{self.subject} fits torch {_span(self.releases)}."
+        promised = [release for release in others if Version(release) >= Version(OLDEST)]
+        sentence = f"{self.subject} does not fit torch {_span(self.releases)}"
+        if self.fits:
+            runs = describe_releases(self.fits, self.releases)
+            sentence = f"{self.subject} fits torch {runs}{' only' if promised else ''}"
+        release = promised[0] if promised else others[-1]
         missing = self.missing(release)
         first = missing[0]
         sentence += f"; under {release} it lacks {first.demangled}"
@@ -111,11 +122,6 @@ class Certificate:
         if first.nearest:
             sentence += f" (nearest there: {demangle(first.nearest[0])})"
         return sentence + "."
-
-    def _most_telling(self, others: Sequence[str]) -> str:
-        """Return the oldest release of our promise that misses, else the newest that does."""
-        promised = [release for release in others if release in Atlas.load().from_release(OLDEST)]
-        return promised[0] if promised else others[-1]
 
     def to_json(self) -> dict[str, Any]:
         """Return the certificate as plain JSON types; ``schema`` changes when the form does."""
@@ -198,6 +204,21 @@ def read_symbol_list(path: str | os.PathLike[str]) -> SharedObject:
     return SharedObject(name=source.name, undefined=tuple(sorted(set(symbols))))
 
 
+def describe_releases(chosen: Sequence[str], releases: Sequence[str]) -> str:
+    """Return ``chosen`` with neighbours among ``releases`` drawn together.
+
+    >>> describe_releases(["2.5.1", "2.7.0", "2.7.1", "2.8.0"], ["2.5.1", "2.6.0", "2.7.0", "2.7.1", "2.8.0"])
+    '2.5.1, 2.7.0 to 2.8.0'
+    """
+    runs: list[list[str]] = [[]]
+    for release in releases:
+        if release in chosen:
+            runs[-1].append(release)
+        else:
+            runs.append([])
+    return ", ".join(_span(run) for run in runs if run)
+
+
 def _missing(wanted: Iterable[str], release: str, atlas: Atlas) -> Iterable[Missing]:
     for symbol in wanted:
         available = atlas.exports(symbol)
@@ -238,7 +259,3 @@ def _object_json(report: ObjectReport) -> dict[str, Any]:
 
 def _span(releases: Sequence[str]) -> str:
     return releases[0] if len(releases) == 1 else f"{releases[0]} to {releases[-1]}"
-
-
-def _list(releases: Sequence[str]) -> str:
-    return releases[0] if len(releases) == 1 else ", ".join(releases[:-1]) + f" and {releases[-1]}"
