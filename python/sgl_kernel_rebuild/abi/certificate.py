@@ -17,7 +17,16 @@ from ._elffile import SharedObject, Symbol
 from .atlas import Atlas
 from .symbols import torch_symbols
 
-__all__ = ["OLDEST", "SCHEMA", "Certificate", "Missing", "ObjectReport", "certify", "read_symbol_list"]
+__all__ = [
+    "OLDEST",
+    "SCHEMA",
+    "Certificate",
+    "Missing",
+    "ObjectReport",
+    "certify",
+    "describe_releases",
+    "read_symbol_list",
+]
 
 SCHEMA = 1
 # The oldest release that we promise to fit.
@@ -114,11 +123,7 @@ class Certificate:
         sentence += f"; under {release} it lacks {first.demangled}"
         if len(missing) > 1:
             sentence += f" and {len(missing) - 1} more"
-        sentence += (
-            f", first exported by {first.first_release}"
-            if first.available
-            else ", which no release here exports"
-        )
+        sentence += f", {first.history}"
         if first.nearest:
             sentence += f" (nearest there: {demangle(first.nearest[0])})"
         return sentence + "."

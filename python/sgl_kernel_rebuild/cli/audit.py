@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sgl_kernel_rebuild.abi.certificate import Missing
     from sgl_kernel_rebuild.wheel.audit import AuditReport
 
@@ -62,13 +60,16 @@ def audit(targets: tuple[Path, ...], releases: tuple[str, ...], is_json: bool) -
         except BinaryError as err:
             failures.append(err)
     if is_json:
-        report = {"reports": [item.to_json() for item in reports], "errors": [str(err) for err in failures]}
+        report = {
+            "reports": [item.to_json() for item in reports],
+            "errors": [str(failure) for failure in failures],
+        }
         click.echo(json.dumps(report, indent=1))
     else:
         for item in reports:
             _print(item, is_detailed=bool(releases))
-    for err in failures:
-        click.echo(f"error: {err}", err=True)
+    for failure in failures:
+        click.echo(f"error: {failure}", err=True)
     if failures:
         sys.exit(BinaryError.exit_code)
     if any(item.certificate.missing(release) for item in reports for release in asked):
@@ -79,6 +80,8 @@ def _print(report: AuditReport, *, is_detailed: bool) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from sgl_kernel_rebuild.abi.certificate import describe_releases
 
     console = Console()
     if not console.is_terminal:
@@ -105,26 +108,19 @@ def _print(report: AuditReport, *, is_detailed: bool) -> None:
         cells = [
             item.name,
             str(len(item.torch_symbols)),
-            _fits(item.fits, certificate.releases),
+            describe_releases(item.fits, certificate.releases) or "none",
             ", ".join(report.code.get(item.name, ())) or "none",
             item.shared_object.floor("GLIBC") or "unknown",
             report.cuda_runtimes.get(item.name, "none"),
         ]
         objects.add_row(*map(Text, cells))
     console.print(objects)
-    console.print(Text(certificate.conclusion, style="bold"), "")
+    console.print(Text(certificate.conclusion, style="bold"))
 
 
 def _describe(missing: Missing) -> str:
     from sgl_kernel_rebuild.abi._demangle import demangle
 
-    origin = f"first exported by {missing.first_release}" if missing.available else "exported by none"
-    lines = [missing.demangled, f"  {origin}"]
+    lines = [missing.demangled, f"  {missing.history}"]
     lines += [f"  nearest there: {demangle(name)}" for name in missing.nearest[:_SHOWN]]
     return "\n".join(lines)
-
-
-def _fits(fits: Sequence[str], releases: Sequence[str]) -> str:
-    if len(fits) == len(releases):
-        return "all"
-    return ", ".join(fits) or "none"

@@ -62,7 +62,7 @@ def _print(report: GateReport) -> None:
     if not console.is_terminal:
         console = Console(width=_WIDTH_OF_A_FILE)
     inspection = report.inspection
-    verdicts = Table(title="torch × verdict", title_justify="left")
+    verdicts = Table(title="torch by torch", title_justify="left")
     verdicts.add_column("torch")
     verdicts.add_column("verdict")
     for release in inspection.certificate.releases:

@@ -27,7 +27,7 @@ _BINARY_HEADS = (b"\x7fELF", b"MZ", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"
 
 @dataclass(frozen=True)
 class AuditReport:
-    """``code`` maps each shared object to the targets of its machine code and PTX; objects without are left out."""
+    """``code`` maps each shared object that has any to the targets of its machine code and PTX."""
 
     certificate: Certificate
     code: dict[str, tuple[str, ...]] = field(default_factory=dict)

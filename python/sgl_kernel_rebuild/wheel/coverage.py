@@ -235,9 +235,7 @@ def _assign(
                 Violation(_CHECK, source, f"{target}: in the build record, but not in a shared object")
             )
         for target in sorted(by_source[source].keys() - entry["code"].keys()):
-            violations.append(
-                Violation(_CHECK, source, f"{target}: in a shared object, but not in the build record")
-            )
+            violations.append(Violation(_CHECK, source, f"{target}: expected in the build record, got none"))
     return by_source, violations
 
 

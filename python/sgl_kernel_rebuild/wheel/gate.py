@@ -129,8 +129,8 @@ def inspect_wheel(wheel: Wheel, *, newest_glibc: str = "2.28", oldest_torch: str
 def _check_abi(certificate: Certificate, oldest: str) -> Iterable[Violation]:
     for release in Atlas.load().from_release(oldest):
         for missing in certificate.missing(release):
-            since = f"first exported by {missing.first_release}" if missing.available else "exported by none"
-            yield Violation("abi", f"torch {release}", f"does not export {missing.demangled} ({since})")
+            message = f"does not export {missing.demangled} ({missing.history})"
+            yield Violation("abi", f"torch {release}", message)
 
 
 def _proofs(wheel: Wheel, inspection: Inspection) -> dict[str, bytes]:
