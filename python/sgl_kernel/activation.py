@@ -7,6 +7,7 @@ dimensions flatten to rows one stride apart.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -109,6 +110,10 @@ def _check_rows(a: Argument) -> None:
             fail(a.op, a.name, "leading dimensions that flatten into rows", shape(a.tensor))
 
 
+def _gelu(x: Tensor) -> Tensor:
+    return x / 2 * (1 + torch.erf(x * math.sqrt(0.5)))  # functional.gelu of infinity is NaN on the CPU
+
+
 def _compute(op: str, act: Callable[[Tensor], Tensor], out: Tensor, input: Tensor) -> None:
     _check(op, out, input)
     gate, up = input.float().chunk(2, -1)
@@ -132,7 +137,7 @@ def _gelu_and_mul_fake(out: Tensor, input: Tensor) -> None:
 
 @implements("gelu_and_mul")
 def _gelu_and_mul_cpu(out: Tensor, input: Tensor) -> None:
-    _compute("gelu_and_mul", functional.gelu, out, input)
+    _compute("gelu_and_mul", _gelu, out, input)
 
 
 @fakes("gelu_tanh_and_mul")
