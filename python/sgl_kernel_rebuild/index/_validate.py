@@ -32,6 +32,9 @@ __all__ = ["Violation", "validate"]
 
 T = TypeVar("T")
 
+# A publication during the reading mixes old and new; it takes well under a second, so a few suffice.
+_ATTEMPTS = 4
+
 
 @dataclass(frozen=True, order=True)
 class Violation:
@@ -57,12 +60,23 @@ def validate(index: Path) -> list[Violation]:
     or its journal cannot be read at all.
     """
     try:
-        return sorted(set(_Validation(index).run()))
+        for _ in range(_ATTEMPTS):
+            state = _state(index)
+            violations = sorted(set(_Validation(index).run()))
+            if not violations or _state(index) == state:
+                break
+        return violations
     except OSError as err:
         raise PublishError(
             f"index: {index}: expected a readable directory, got {describe(err)}"
             "\nCheck the path and its permissions."
         ) from err
+
+
+def _state(index: Path) -> set[tuple[str, int]]:
+    """Names and inodes: every publication moves at least one new file into place."""
+    paths = [*index.glob("*.whl*"), *(index / SIMPLE).glob("*"), *(index / SIMPLE).glob("*/*")]
+    return {(str(path), path.lstat().st_ino) for path in paths}
 
 
 class _Validation:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sgl_kernel_rebuild.errors import PublishError
 from sgl_kernel_rebuild.index import list_wheels, publish, validate
+from sgl_kernel_rebuild.index._validate import _Validation
 
 WHEEL = "demo_pkg-1.0-py3-none-any.whl"
 PAGE = "simple/demo-pkg/index"
@@ -191,3 +192,18 @@ def test_what_cannot_be_read_at_all(index, tmp_path):
     (index / ".publish/journal.json").write_text("?")
     with pytest.raises(PublishError, match="expected the journal of a publication"):
         validate(index)
+
+
+def test_a_publication_during_the_check_is_no_violation(index, make_wheel, monkeypatch):
+    wheel = make_wheel(version="3.0")
+    check_root = _Validation._check_root
+    calls = []
+
+    def publish_and_check(self):
+        publish([wheel], index)
+        check_root(self)
+        calls.append(len(self.listed))
+
+    monkeypatch.setattr(_Validation, "_check_root", publish_and_check)
+    assert validate(index) == []
+    assert len(calls) == 2
