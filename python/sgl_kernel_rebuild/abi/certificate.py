@@ -106,7 +106,7 @@ class Certificate:
 
     @property
     def conclusion(self) -> str:
-        """One sentence: what fits, and, if not all of it, what the nearest older release lacks first."""
+        """One sentence: what fits, and what a release that does not fit lacks: the first that we promise."""
         if not any(report.torch_symbols for report in self.objects):
             return f"{self.subject} uses no symbol of torch: every release fits."
         others = [release for release in self.releases if release not in self.fits]

@@ -60,11 +60,8 @@ def audit(targets: tuple[Path, ...], releases: tuple[str, ...], is_json: bool) -
         except BinaryError as err:
             failures.append(err)
     if is_json:
-        report = {
-            "reports": [item.to_json() for item in reports],
-            "errors": [str(failure) for failure in failures],
-        }
-        click.echo(json.dumps(report, indent=1))
+        document = {"reports": [item.to_json() for item in reports], "errors": list(map(str, failures))}
+        click.echo(json.dumps(document, indent=1))
     else:
         for item in reports:
             _print(item, is_detailed=bool(releases))
@@ -109,10 +106,13 @@ def _print(report: AuditReport, *, is_detailed: bool) -> None:
             item.name,
             str(len(item.torch_symbols)),
             describe_releases(item.fits, certificate.releases) or "none",
-            ", ".join(report.code.get(item.name, ())) or "none",
-            item.shared_object.floor("GLIBC") or "unknown",
-            report.cuda_runtimes.get(item.name, "none"),
         ]
+        if item.name in report.code:
+            cells += [
+                ", ".join(report.code[item.name]) or "none",
+                item.shared_object.floor("GLIBC") or "any",
+                report.cuda_runtimes.get(item.name, "none"),
+            ]
         objects.add_row(*map(Text, cells))
     console.print(objects)
     console.print(Text(certificate.conclusion, style="bold"))

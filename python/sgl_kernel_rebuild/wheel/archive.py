@@ -43,7 +43,7 @@ __all__ = ["Wheel", "open_wheel", "record_digest"]
 _MAX_TOTAL = 16 << 30
 _MAX_EXPANSION = 200
 _SMALL = 64 << 20
-_MAX_TEXT = 64 << 20
+_MAX_READ = 1 << 30
 _MAX_MEMBERS = 200_000
 _CHUNK = 1 << 20
 # What zipfile and the decompressor raise on damaged archives (RuntimeError: an encrypted member).
@@ -115,10 +115,10 @@ class Wheel:
         return found[0]
 
     def read(self, name: str) -> bytes:
-        """Return the content of a member of at most 64 MiB; its checksum is verified."""
+        """Return the content of a member of at most 1 GiB; its checksum is verified."""
         info = self._info(name)
-        if info.file_size > _MAX_TEXT:
-            raise _refuse(self.path, f"{name}: expected at most {_MAX_TEXT} bytes, got {info.file_size}")
+        if info.file_size > _MAX_READ:
+            raise _refuse(self.path, f"{name}: expected at most {_MAX_READ} bytes, got {info.file_size}")
         with _reading(self.path, name):
             return self.archive.read(info)
 

@@ -27,7 +27,7 @@ _BINARY_HEADS = (b"\x7fELF", b"MZ", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"
 
 @dataclass(frozen=True)
 class AuditReport:
-    """``code`` maps each shared object that has any to the targets of its machine code and PTX."""
+    """``code`` maps each shared object, but no list of symbols, to its targets, such as ``sm_90a``."""
 
     certificate: Certificate
     code: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class AuditReport:
         """Return the report as plain JSON types."""
         report = self.certificate.to_json()
         for item in report["objects"]:
-            item["code"] = list(self.code.get(item["name"], ()))
+            item["code"] = list(self.code[item["name"]]) if item["name"] in self.code else None
             item["cuda_runtime"] = self.cuda_runtimes.get(item["name"])
         return report
 
@@ -78,7 +78,7 @@ def audit(path: str | os.PathLike[str], *, releases: Sequence[str] | None = None
 def _audit_object(path: Path, releases: Sequence[str] | None) -> AuditReport:
     with path.open("rb") as stream:
         found = read_shared_object(stream, str(path))
-        code = {found.name: targets} if (targets := _targets(found, stream, str(path))) else {}
+        code = {found.name: _targets(found, stream, str(path))}
     return AuditReport(certify(path.name, [found], releases=releases), code)
 
 
@@ -87,8 +87,7 @@ def _audit_wheel(path: Path, releases: Sequence[str] | None) -> AuditReport:
     with open_wheel(path) as wheel:
         for found, stream in wheel.shared_objects():
             objects.append(found)
-            if targets := _targets(found, stream, f"{path.name}: {found.name}"):
-                code[found.name] = targets
+            code[found.name] = _targets(found, stream, f"{path.name}: {found.name}")
         subject = f"{wheel.name} {wheel.version}"
     return AuditReport(certify(subject, objects, releases=releases), code)
 
