@@ -61,7 +61,7 @@ __device__ __forceinline__ void activate(const ActivationParams& p) {
       Vector<T, kSize> out;
 #pragma unroll
       for (int e = 0; e < kSize; ++e) out[e] = from_float<T>(Act::apply(to_float(x[v][e])) * to_float(y[v][e]));
-      store_streaming(output + i * kSize, out);
+      store(output + i * kSize, out, p.is_streaming);
     }
   }
 }

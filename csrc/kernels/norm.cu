@@ -39,16 +39,16 @@ struct NormVector {
     if constexpr (kFused) keep_packed(residual);
     return sum;
   }
-  __device__ __forceinline__ void finish(T* output, T* residual_out, const Vector<T, kSize>& weight, float bias,
-                                         float scale) const {
+  __device__ __forceinline__ void finish(T* output, T* residual_out, const Vector<T, kSize>& weight, float scale,
+                                         const NormParams& p) const {
     Vector<T, kSize> out, sum;
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
-      out[i] = from_float<T>(value(i) * scale * (to_float(weight[i]) + bias));
+      out[i] = from_float<T>(value(i) * scale * (to_float(weight[i]) + p.weight_bias));
       if constexpr (kFused) sum[i] = from_float<T>(value(i));
     }
-    store_streaming(output, out);
-    if constexpr (kFused) store_streaming(residual_out, sum);
+    store(output, out, p.is_streaming);
+    if constexpr (kFused) store(residual_out, sum, p.is_streaming);
   }
 };
 
@@ -63,7 +63,6 @@ __device__ __forceinline__ void norm_rows(const NormParams& p) {
   T* const residual = static_cast<T*>(p.residual) + token * p.residual_stride;
   T* const output = static_cast<T*>(p.output) + token * p.output_stride;
   wait_for_predecessor();
-  let_successor_start();
 
   NormVector<T, kFused> row[kVectors];
   Vector<T, kSize> weight[kVectors];
@@ -85,8 +84,9 @@ __device__ __forceinline__ void norm_rows(const NormParams& p) {
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int i = lane + v * kLanes;
-    if (i < vectors) row[v].finish(output + i * kSize, residual + i * kSize, weight[v], p.weight_bias, scale);
+    if (i < vectors) row[v].finish(output + i * kSize, residual + i * kSize, weight[v], scale, p);
   }
+  let_successor_start();
 }
 
 template <class T, bool kFused, int kVectors>
@@ -98,7 +98,6 @@ __device__ __forceinline__ void norm_block(const NormParams& p) {
   T* const residual = static_cast<T*>(p.residual) + token * p.residual_stride;
   T* const output = static_cast<T*>(p.output) + token * p.output_stride;
   wait_for_predecessor();
-  let_successor_start();
 
   NormVector<T, kFused> row[kVectors];
   Vector<T, kSize> weight[kVectors];
@@ -126,8 +125,9 @@ __device__ __forceinline__ void norm_block(const NormParams& p) {
     const int i = threadIdx.x + v * blockDim.x;
     if constexpr (!kEarly) load_weight(v);
     keep_packed(weight[v]);
-    if (i < vectors) row[v].finish(output + i * kSize, residual + i * kSize, weight[v], p.weight_bias, scale);
+    if (i < vectors) row[v].finish(output + i * kSize, residual + i * kSize, weight[v], scale, p);
   }
+  let_successor_start();
 }
 
 template <class T, bool kFused>
@@ -138,7 +138,6 @@ __device__ __forceinline__ void norm_any(const NormParams& p) {
   T* const output = static_cast<T*>(p.output) + token * p.output_stride;
   const T* const weight = static_cast<const T*>(p.weight);
   wait_for_predecessor();
-  let_successor_start();
 
   const auto value = [&](int i) {
     return kFused ? to_float(input[i]) + to_float(residual[i]) : to_float(input[i]);
@@ -151,6 +150,7 @@ __device__ __forceinline__ void norm_any(const NormParams& p) {
     if (kFused) residual[i] = from_float<T>(x);
     output[i] = from_float<T>(x * scale * (to_float(weight[i]) + p.weight_bias));
   }
+  let_successor_start();
 }
 
 }  // namespace sglk

@@ -37,9 +37,9 @@ struct Pairs {
     first = load<T, kPairs>(head + offset(lane));
     second = load<T, kPairs>(head + offset(lane) + distance(rotary_dim));
   }
-  __device__ __forceinline__ void store_to(T* head, int lane, int rotary_dim) const {
-    store_streaming(head + offset(lane), first);
-    store_streaming(head + offset(lane) + distance(rotary_dim), second);
+  __device__ __forceinline__ void store_to(T* head, int lane, const RopeParams& p) const {
+    store(head + offset(lane), first, p.is_streaming);
+    store(head + offset(lane) + distance(p.rotary_dim), second, p.is_streaming);
   }
   // Pair i as two elements of the two vectors.
   __device__ __forceinline__ T& x1(int i) {
@@ -76,8 +76,8 @@ __device__ __forceinline__ void copy_heads(const RopeHeads& source, int64_t sour
   const int width = (end - begin) / kSize;
   for (int i = threadIdx.x; i < count * width; i += blockDim.x) {
     const int index = first + i / width, element = begin + i % width * kSize;
-    store_streaming(head<T>(target, target_token, index) + element,
-                    load<T, kSize>(head<T>(source, source_token, index) + element));
+    store(head<T>(target, target_token, index) + element,
+          load<T, kSize>(head<T>(source, source_token, index) + element), false);
   }
 }
 
@@ -129,9 +129,9 @@ __device__ __forceinline__ void rotate_token(const RopeParams& p) {
         const bool is_query = h < p.q_heads;
         group[u].rotate(cosine, sine);
         group[u].store_to(is_query ? head<T>(p.q_out, token, h) : head<T>(p.k_out, token, h - p.q_heads), lane,
-                          p.rotary_dim);
+                          p);
         if (is_cached && !is_query) {
-          group[u].store_to(head<T>(p.k_cache, slot, h - p.q_heads), lane, p.rotary_dim);
+          group[u].store_to(head<T>(p.k_cache, slot, h - p.q_heads), lane, p);
         }
       }
     }

@@ -26,6 +26,7 @@ struct RopeParams {
   int lanes;               // threads that share a head: rotary_dim / 2 / pairs of a thread
   int heads_per_block;     // heads of a token that one block rotates; blockIdx.y counts the blocks of a token
   bool is_position_64;
+  bool is_streaming;       // the outputs do not fit the L2
   bool is_in_place;        // the dimensions from rotary_dim on are where they belong already
 };
 

@@ -4,6 +4,7 @@
 #include <climits>
 
 #include "ops/checks.h"
+#include "ops/heuristics/cache.h"
 #include "ops/heuristics/activation.h"
 #include "runtime/launch.h"
 #include "runtime/registry.h"
@@ -57,9 +58,11 @@ void activate(const char* op, Op which, const Tensor& out, const Tensor& input) 
   const bool aligned = is_aligned(16, element_size, input.data(), {in_stride, width}) &&
                        is_aligned(16, element_size, out.data(), {out_stride});
   const int32_t device = input.device().index;
-  const Choice choice = choose(rows, width, element_size, aligned, device_properties(device).multiprocessors);
+  const DeviceProperties& properties = device_properties(device);
+  const Choice choice = choose(rows, width, element_size, aligned, properties.multiprocessors);
   const ActivationParams params{out.data(), input.data(), out_stride, in_stride, rows, static_cast<int>(width),
-                                choice.lanes_log2, choice.chunks};
+                                choice.lanes_log2, choice.chunks,
+                                is_streaming(rows * width * element_size, properties.l2_bytes)};
   LaunchConfig config;
   config.grid.x = checked_grid(op, choice.blocks);
   config.block = choice.threads;

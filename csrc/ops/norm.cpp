@@ -4,6 +4,7 @@
 #include <climits>
 
 #include "ops/checks.h"
+#include "ops/heuristics/cache.h"
 #include "ops/heuristics/norm.h"
 #include "runtime/launch.h"
 #include "runtime/registry.h"
@@ -58,6 +59,8 @@ void normalize(const char* op, const Tensor& output, const Tensor& input, const 
                        is_aligned(16, kElementSize, residual ? residual->data() : nullptr, {residual_stride}) &&
                        is_aligned(16, kElementSize, weight.data(), {});
   const Choice choice = choose(tokens, hidden, aligned);
+  const int32_t device = input.device().index;
+  const int64_t output_bytes = tokens * hidden * kElementSize * (residual != nullptr ? 2 : 1);
   const NormParams params{output.data(),
                           input.data(),
                           residual != nullptr ? residual->data() : nullptr,
@@ -68,14 +71,15 @@ void normalize(const char* op, const Tensor& output, const Tensor& input, const 
                           static_cast<int>(tokens),
                           static_cast<int>(hidden),
                           static_cast<float>(eps),
-                          static_cast<float>(weight_bias)};
+                          static_cast<float>(weight_bias),
+                          is_streaming(output_bytes, device_properties(device).l2_bytes)};
   LaunchConfig config;
   config.grid.x = checked_grid(op, choice.blocks);
   config.block = choice.threads;
   config.enable_pdl = enable_pdl;
   const int kernel = kernel_index(residual != nullptr ? kFusedAddRmsNorm : kRmsNorm,
                                   input.dtype() == DType::kBFloat16 ? kBf16 : kF16, choice.shape);
-  fat_binary().launch(kernel, input.device().index, config, params);
+  fat_binary().launch(kernel, device, config, params);
 }
 
 void rmsnorm(const Tensor& output, const Tensor& input, const Tensor& weight, double eps, bool enable_pdl) {

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "ops/checks.h"
+#include "ops/heuristics/cache.h"
 #include "ops/heuristics/rope.h"
 #include "runtime/launch.h"
 #include "runtime/registry.h"
@@ -111,8 +112,9 @@ void apply_rope(const Tensor& q, const Tensor& k, const Tensor& q_rope, const Te
                        is_vectorized(params.v_in) && is_aligned(16, 4, cos_sin_cache.data(), {}) &&
                        rotary_dim % 16 == 0 && head_size % 8 == 0;
   const int32_t device = q.device().index;
-  const Choice choice =
-      choose(tokens, static_cast<int>(all_heads), static_cast<int>(rotary_dim), aligned, device_properties(device).multiprocessors);
+  const DeviceProperties& properties = device_properties(device);
+  const Choice choice = choose(tokens, static_cast<int>(all_heads), static_cast<int>(rotary_dim), aligned,
+                               properties.multiprocessors);
   params.cos_sin = cos_sin_cache.data<const float>();
   params.position = pos_ids.data();
   params.cache_slot = kv_cache_loc ? kv_cache_loc->data<const long>() : nullptr;
@@ -125,6 +127,7 @@ void apply_rope(const Tensor& q, const Tensor& k, const Tensor& q_rope, const Te
   params.lanes = choice.lanes;
   params.heads_per_block = choice.heads_per_block;
   params.is_position_64 = pos_ids.dtype() == DType::kInt64;
+  params.is_streaming = is_streaming(tokens * all_heads * head_size * 2, properties.l2_bytes);
   params.is_in_place = q.data() == q_rope.data() && k.data() == k_rope.data();
   LaunchConfig config;
   config.grid = {checked_grid(kOp, tokens), static_cast<uint32_t>(choice.head_blocks), 1};

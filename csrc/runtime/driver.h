@@ -42,6 +42,7 @@ struct DeviceProperties {
   int compute_capability;  // 10 · major + minor
   int multiprocessors;
   int shared_memory_per_block;  // bytes, the opt-in limit
+  int l2_bytes;
 };
 
 // Read once per device.

@@ -22,11 +22,11 @@ __device__ __forceinline__ Vector<T, kSize> load(const T* pointer) {
   return *reinterpret_cast<const Vector<T, kSize>*>(pointer);
 }
 
-// A result that no block of this kernel reads again: first to leave the L2 when a larger output passes through it.
-// Worth 1 % of the time of copy-like kernels on an H200 (2026-11-23).
+// is_streaming: first to leave the L2, for outputs that do not fit there anyway. It makes copy-like kernels 1 %
+// faster on an H200 (2026-11-23), and would cost a reader of a small output its cache hits.
 template <class T, int kSize>
-__device__ __forceinline__ void store_streaming(T* pointer, const Vector<T, kSize>& value) {
-  if constexpr (sizeof(value) == 16) {
+__device__ __forceinline__ void store(T* pointer, const Vector<T, kSize>& value, bool is_streaming) {
+  if (sizeof(value) == 16 && is_streaming) {
     const uint4& bits = reinterpret_cast<const uint4&>(value);
     asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(bits.x), "r"(bits.y), "r"(bits.z),
                  "r"(bits.w)
