@@ -65,16 +65,17 @@ struct Slot<Tensor> {
 
 template <class T>
 struct Slot<std::optional<T>> {
-  std::optional<Slot<T>> inner;
-  explicit Slot(StableIValue value) {
-    if (auto* boxed = reinterpret_cast<StableIValue*>(value)) {
-      inner.emplace(*boxed);
-      delete boxed;  // torch allocates it with operator new, which is malloc in its C++ library and in ours
-    }
-  }
+  bool has_value;
+  Slot<T> inner;  // of zero bits, which hold nothing, where there is no value
+  explicit Slot(StableIValue value) : Slot(reinterpret_cast<StableIValue*>(value)) {}
   std::optional<T> read() {
-    if (!inner) return std::nullopt;
-    return std::optional<T>(inner->read());
+    if (!has_value) return std::nullopt;
+    return std::optional<T>(inner.read());
+  }
+
+ private:
+  explicit Slot(StableIValue* boxed) : has_value(boxed != nullptr), inner(has_value ? *boxed : 0) {
+    delete boxed;  // torch allocates it with operator new, which is malloc in its C++ library and in ours
   }
 };
 
