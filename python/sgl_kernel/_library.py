@@ -5,6 +5,7 @@ Modules that bind an operator take ``ops`` from here: the import order then cann
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ class LibraryError(ImportError):
 
 
 def _load(path: Path) -> None:
-    """Raises LibraryError if the file is absent or the dynamic linker refuses it."""
+    """Raises LibraryError if the file is absent, or the linker refuses it, or torch refuses its operators."""
     if not path.is_file():
         raise LibraryError(
             f"sgl_kernel: {path}: expected the library of the kernels, got no such file\n"
@@ -31,11 +32,16 @@ def _load(path: Path) -> None:
         )
     try:
         _torch.ops.load_library(str(path))
+        why_not: Any = ctypes.CDLL(str(path)).sgl_kernel_load_error
     except OSError as err:
         raise LibraryError(
             f"sgl_kernel: {path}: expected a library that loads under torch {torch.__version__}, got: {err}\n"
             "It needs torch 2.7.0 or later on x86-64 Linux: reinstall sgl-kernel, or install such a torch."
         ) from err
+    why_not.restype = ctypes.c_char_p
+    message = why_not()
+    if message is not None:
+        raise LibraryError(f"{message.decode()}\nUninstall the other package, or import only one of the two.")
 
 
 def implements(op: str) -> Callable[[F], F]:

@@ -203,6 +203,13 @@ def test_a_library_that_is_absent_or_broken(tmp_path: Path, content: bytes | Non
     assert f"sgl_kernel._library.LibraryError: sgl_kernel: {library}: {message}" in result.stderr
 
 
+def test_a_namespace_that_is_taken() -> None:
+    result = run("import torch; other = torch.library.Library('sgl_kernel', 'DEF'); import sgl_kernel")
+    assert result.returncode == 1
+    assert "sgl_kernel._library.LibraryError: sgl_kernel: " in result.stderr
+    assert "another package that defines torch.ops.sgl_kernel is loaded" in result.stderr
+
+
 def test_library_error_is_an_import_error() -> None:
     from sgl_kernel._library import LibraryError
 
