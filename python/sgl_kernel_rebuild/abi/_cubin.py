@@ -1,8 +1,8 @@
 """Reads what each kernel of a cubin takes: registers, shared memory, stack, local-memory instructions.
 
 A cubin is an ELF file of machine EM_CUDA. Its attributes are in ``.nv.info``: records of format u8,
-attribute u8, then a u16 that is the value or, in format 4, the size of the data that follows. Which number
-means what follows ``cuobjdump --dump-resource-usage`` of CUDA 13, with which a test compares this reader.
+attribute u8, then a u16 that is the value or, in format 4, the size of the data that follows. A test compares
+what this reader finds with what ``ptxas -v`` says; ``cuobjdump --dump-resource-usage`` agrees too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ __all__ = ["Kernel", "read_kernels"]
 _SIZED = 4
 _REGISTER_COUNT = 0x2F
 _FRAME_SIZE = 0x11
+# Where a cubin has a section .nv.shared.reserved.0, that of each kernel counts what the system reserves;
+# cuobjdump shows it as it is, ptxas without.
+_RESERVED_SHARED = 1024
 _ENTRY_POINT = 0x10  # st_other of a __global__ function
 _FUNCTION = "STT_FUNC"
 # Since Volta an instruction has 16 bytes and its opcode is in the lowest 12 bits; so on sm_70 to sm_120.
@@ -38,7 +41,7 @@ _NEXT_STEP = "Build the file again, or take it from its source again."
 class Kernel:
     """One entry point on one architecture; sizes in bytes.
 
-    ``shared`` is static shared memory with, from sm_90 on, the 1024 bytes that the system reserves.
+    ``shared`` is static shared memory, without the kilobyte that the system reserves from sm_90 on.
     ``stack`` is the frame per thread: local arrays and spilled registers. ``local_loads`` and
     ``local_stores`` count the instructions that touch it: none means no spills.
     """
@@ -113,6 +116,7 @@ def _kernels(elf: Any, size: int, name: str) -> tuple[Kernel, ...]:
             loads, stores = _count_local(raw(sections[f".text.{symbol.name}"]))
             local_of_callees[0] += loads
             local_of_callees[1] += stores
+    reserved = _RESERVED_SHARED if ".nv.shared.reserved.0" in sections else 0
     kernels = []
     for kernel, index in entries.items():
         code = raw(sections[f".text.{kernel}"])
@@ -122,7 +126,7 @@ def _kernels(elf: Any, size: int, name: str) -> tuple[Kernel, ...]:
             Kernel(
                 name=kernel,
                 registers=registers.get(index, 0),
-                shared=shared["sh_size"] if shared is not None else 0,
+                shared=max(shared["sh_size"] - reserved, 0) if shared is not None else 0,
                 stack=frames.get(index, 0),
                 local_loads=loads + local_of_callees[0],
                 local_stores=stores + local_of_callees[1],
