@@ -6,8 +6,8 @@
 //   gelu_and_mul       act(x) = x/2 · erfc(−x/√2), which keeps its relative accuracy where 1 + erf cancels
 //   gelu_tanh_and_mul  act(x) = x/2 · (1 + tanh(u)) = x / (1 + e^−2u),  u = √(2/π) · (x + 0.044715 x³)
 //
-// fp32 arithmetic, one rounding. A block covers (blockDim.x / lanes) rows × (lanes · kVectors) vectors, where a
-// vector is 16 bytes, or one element where rows are not aligned to that.
+// fp32 arithmetic, one rounding. A block covers (blockDim.x / lanes) rows × (lanes · kVectors) vectors, where
+// a vector is 16 bytes, or one element where rows are not aligned to that.
 #include "activation.h"
 #include "common/pdl.cuh"
 #include "common/vector.cuh"
@@ -23,7 +23,9 @@ struct silu {
   static __device__ __forceinline__ float apply(float x) { return gate(x, x); }
 };
 struct gelu {
-  static __device__ __forceinline__ float apply(float x) { return 0.5f * x * erfcf(x * -0.70710678118654752f); }
+  static __device__ __forceinline__ float apply(float x) {
+    return 0.5f * x * erfcf(x * -0.70710678118654752f);
+  }
 };
 struct gelu_tanh {
   static __device__ __forceinline__ float apply(float x) {
@@ -35,7 +37,8 @@ template <class Act, class T, int kSize, int kVectors>
 __device__ __forceinline__ void activate(const ActivationParams& p) {
   const int lanes = 1 << p.lanes_log2;
   const int rows_per_block = blockDim.x >> p.lanes_log2;
-  const int64_t row = int64_t{blockIdx.x / static_cast<unsigned>(p.chunks)} * rows_per_block + (threadIdx.x >> p.lanes_log2);
+  const int64_t row =
+      int64_t{blockIdx.x / static_cast<unsigned>(p.chunks)} * rows_per_block + (threadIdx.x >> p.lanes_log2);
   const int chunk = blockIdx.x % static_cast<unsigned>(p.chunks);
   const int first = chunk * lanes * kVectors + (threadIdx.x & (lanes - 1));
   const int vectors = p.width / kSize;
@@ -60,28 +63,29 @@ __device__ __forceinline__ void activate(const ActivationParams& p) {
     if (i < vectors) {
       Vector<T, kSize> out;
 #pragma unroll
-      for (int e = 0; e < kSize; ++e) out[e] = from_float<T>(Act::apply(to_float(x[v][e])) * to_float(y[v][e]));
-      store(output + i * kSize, out, p.is_streaming);
+      for (int e = 0; e < kSize; ++e)
+        out[e] = from_float<T>(Act::apply(to_float(x[v][e])) * to_float(y[v][e]));
+      store(output + i * kSize, out);
     }
   }
 }
 
 }  // namespace sglk
 
-#define SGLK_ACTIVATION_SHAPE(act, dtype, type, shape, size, vectors)                                 \
-  extern "C" __global__ void __launch_bounds__(sglk::kMaxThreads)                                     \
-      act##_and_mul_##dtype##_##shape(const __grid_constant__ sglk::ActivationParams p) {             \
-    sglk::activate<sglk::act, type, size, vectors>(p);                                                \
+#define SGLK_ACTIVATION_SHAPE(act, dtype, type, shape, size, vectors)                     \
+  extern "C" __global__ void __launch_bounds__(sglk::kMaxThreads)                         \
+      act##_and_mul_##dtype##_##shape(const __grid_constant__ sglk::ActivationParams p) { \
+    sglk::activate<sglk::act, type, size, vectors>(p);                                    \
   }
 
-#define SGLK_ACTIVATION(act, dtype, type)                                                 \
-  SGLK_ACTIVATION_SHAPE(act, dtype, type, vector_1, sglk::kVectorSize<type>, 1)           \
-  SGLK_ACTIVATION_SHAPE(act, dtype, type, vector_2, sglk::kVectorSize<type>, 2)           \
+#define SGLK_ACTIVATION(act, dtype, type)                                       \
+  SGLK_ACTIVATION_SHAPE(act, dtype, type, vector_1, sglk::kVectorSize<type>, 1) \
+  SGLK_ACTIVATION_SHAPE(act, dtype, type, vector_2, sglk::kVectorSize<type>, 2) \
   SGLK_ACTIVATION_SHAPE(act, dtype, type, element_4, 1, 4)
 
-#define SGLK_ACTIVATION_DTYPES(act)       \
-  SGLK_ACTIVATION(act, bf16, sglk::bf16)  \
-  SGLK_ACTIVATION(act, f16, sglk::f16)    \
+#define SGLK_ACTIVATION_DTYPES(act)      \
+  SGLK_ACTIVATION(act, bf16, sglk::bf16) \
+  SGLK_ACTIVATION(act, f16, sglk::f16)   \
   SGLK_ACTIVATION(act, f32, float)
 
 SGLK_ACTIVATION_DTYPES(silu)

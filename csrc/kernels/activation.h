@@ -13,7 +13,6 @@ struct ActivationParams {
   int width;
   int lanes_log2;  // 2^lanes_log2 lanes of a block share a row; the block has blockDim.x / lanes rows
   int chunks;      // blocks that share a row
-  bool is_streaming;  // the output does not fit the L2
 };
 
 }  // namespace sglk

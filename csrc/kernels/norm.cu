@@ -39,16 +39,16 @@ struct NormVector {
     if constexpr (kFused) keep_packed(residual);
     return sum;
   }
-  __device__ __forceinline__ void finish(T* output, T* residual_out, const Vector<T, kSize>& weight, float scale,
-                                         const NormParams& p) const {
+  __device__ __forceinline__ void finish(T* output, T* residual_out, const Vector<T, kSize>& weight,
+                                         float scale, const NormParams& p) const {
     Vector<T, kSize> out, sum;
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
       out[i] = from_float<T>(value(i) * scale * (to_float(weight[i]) + p.weight_bias));
       if constexpr (kFused) sum[i] = from_float<T>(value(i));
     }
-    store(output, out, p.is_streaming);
-    if constexpr (kFused) store(residual_out, sum, p.is_streaming);
+    store(output, out);
+    if constexpr (kFused) store(residual_out, sum);
   }
 };
 
@@ -58,7 +58,8 @@ __device__ __forceinline__ void norm_rows(const NormParams& p) {
   const int lane = threadIdx.x % kLanes;
   const int64_t token = int64_t{blockIdx.x} * (kRowsThreads / kLanes) + threadIdx.x / kLanes;
   const bool is_token = token < p.tokens;
-  const int vectors = is_token ? p.hidden / kSize : 0;  // the last block's spare lanes still take part in shuffles
+  const int vectors =
+      is_token ? p.hidden / kSize : 0;  // the last block's spare lanes still take part in shuffles
   const T* const input = static_cast<const T*>(p.input) + token * p.input_stride;
   T* const residual = static_cast<T*>(p.residual) + token * p.residual_stride;
   T* const output = static_cast<T*>(p.output) + token * p.output_stride;
@@ -155,32 +156,32 @@ __device__ __forceinline__ void norm_any(const NormParams& p) {
 
 }  // namespace sglk
 
-#define SGLK_NORM_ROWS(op, fused, dtype, lanes, vectors)                                                       \
-  extern "C" __global__ void __launch_bounds__(sglk::kRowsThreads)                                             \
-      op##_##dtype##_rows_##lanes##x##vectors(const __grid_constant__ sglk::NormParams p) {                    \
-    sglk::norm_rows<sglk::dtype, fused, lanes, vectors>(p);                                                    \
+#define SGLK_NORM_ROWS(op, fused, dtype, lanes, vectors)                                    \
+  extern "C" __global__ void __launch_bounds__(sglk::kRowsThreads)                          \
+      op##_##dtype##_rows_##lanes##x##vectors(const __grid_constant__ sglk::NormParams p) { \
+    sglk::norm_rows<sglk::dtype, fused, lanes, vectors>(p);                                 \
   }
 
-#define SGLK_NORM_BLOCK(op, fused, dtype, vectors, threads)                                                    \
-  extern "C" __global__ void __launch_bounds__(threads)                                                        \
-      op##_##dtype##_block_##vectors(const __grid_constant__ sglk::NormParams p) {                             \
-    sglk::norm_block<sglk::dtype, fused, vectors>(p);                                                          \
+#define SGLK_NORM_BLOCK(op, fused, dtype, vectors, threads)                        \
+  extern "C" __global__ void __launch_bounds__(threads)                            \
+      op##_##dtype##_block_##vectors(const __grid_constant__ sglk::NormParams p) { \
+    sglk::norm_block<sglk::dtype, fused, vectors>(p);                              \
   }
 
-#define SGLK_NORM(op, fused, dtype)                                                                            \
-  SGLK_NORM_ROWS(op, fused, dtype, 4, 1)                                                                       \
-  SGLK_NORM_ROWS(op, fused, dtype, 8, 1)                                                                       \
-  SGLK_NORM_ROWS(op, fused, dtype, 16, 1)                                                                      \
-  SGLK_NORM_ROWS(op, fused, dtype, 32, 1)                                                                      \
-  SGLK_NORM_ROWS(op, fused, dtype, 32, 2)                                                                      \
-  SGLK_NORM_ROWS(op, fused, dtype, 32, 4)                                                                      \
-  SGLK_NORM_BLOCK(op, fused, dtype, 1, 1024)                                                                     \
-  SGLK_NORM_BLOCK(op, fused, dtype, 2, 1024)                                                                     \
-  SGLK_NORM_BLOCK(op, fused, dtype, 4, 512)                                                                     \
-  SGLK_NORM_BLOCK(op, fused, dtype, 8, 512)                                                                     \
-  extern "C" __global__ void __launch_bounds__(1024)                                                           \
-      op##_##dtype##_any(const __grid_constant__ sglk::NormParams p) {                                         \
-    sglk::norm_any<sglk::dtype, fused>(p);                                                                     \
+#define SGLK_NORM(op, fused, dtype)                                    \
+  SGLK_NORM_ROWS(op, fused, dtype, 4, 1)                               \
+  SGLK_NORM_ROWS(op, fused, dtype, 8, 1)                               \
+  SGLK_NORM_ROWS(op, fused, dtype, 16, 1)                              \
+  SGLK_NORM_ROWS(op, fused, dtype, 32, 1)                              \
+  SGLK_NORM_ROWS(op, fused, dtype, 32, 2)                              \
+  SGLK_NORM_ROWS(op, fused, dtype, 32, 4)                              \
+  SGLK_NORM_BLOCK(op, fused, dtype, 1, 1024)                           \
+  SGLK_NORM_BLOCK(op, fused, dtype, 2, 1024)                           \
+  SGLK_NORM_BLOCK(op, fused, dtype, 4, 512)                            \
+  SGLK_NORM_BLOCK(op, fused, dtype, 8, 512)                            \
+  extern "C" __global__ void __launch_bounds__(1024)                   \
+      op##_##dtype##_any(const __grid_constant__ sglk::NormParams p) { \
+    sglk::norm_any<sglk::dtype, fused>(p);                             \
   }
 
 SGLK_NORM(rmsnorm, false, bf16)

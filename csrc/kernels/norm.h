@@ -16,7 +16,6 @@ struct NormParams {
   int hidden;
   float eps;
   float weight_bias;  // added to the weight in fp32: 1 for gemma, else 0
-  bool is_streaming;  // the outputs do not fit the L2
 };
 
 }  // namespace sglk

@@ -1,14 +1,14 @@
 // Rotary position embedding of queries and keys, for fp16 and bf16, sm_80 and later.
 //
-//   (x1, x2) → (x1·cos − x2·sin, x2·cos + x1·sin)   per pair i < rotary_dim / 2, cos and sin of the token's position
-//   neox: pair i = elements (i, i + rotary_dim / 2);  interleaved: elements (2i, 2i + 1)
+//   (x1, x2) → (x1·cos − x2·sin, x2·cos + x1·sin)   per pair i < rotary_dim / 2, cos and sin of the token's
+//   position neox: pair i = elements (i, i + rotary_dim / 2);  interleaved: elements (2i, 2i + 1)
 //
-// fp32 arithmetic, one rounding. Optionally the rotated keys, with their unrotated tail, and the values are also
-// written to the rows of a KV cache.
+// fp32 arithmetic, one rounding. Optionally the rotated keys, with their unrotated tail, and the values are
+// also written to the rows of a KV cache.
 //
-// One block takes heads_per_block heads of one token. `lanes` threads share a head, each with kPairs pairs, and keep
-// their cosines and sines in registers while they walk the heads kUnroll at a time. The first heads are loaded between
-// the position and the angles, whose address it gives:
+// One block takes heads_per_block heads of one token. `lanes` threads share a head, each with kPairs pairs,
+// and keep their cosines and sines in registers while they walk the heads kUnroll at a time. The first heads
+// are loaded between the position and the angles, whose address it gives:
 //
 //   thread t: lane = t % lanes → pairs [lane · kPairs, (lane + 1) · kPairs)
 //             heads t / lanes, t / lanes + step, …   with step = blockDim.x / lanes
@@ -31,15 +31,17 @@ struct Pairs {
   Vector<T, kPairs> first, second;
 
   static __device__ __forceinline__ int offset(int lane) { return lane * kPairs * (kInterleaved ? 2 : 1); }
-  static __device__ __forceinline__ int distance(int rotary_dim) { return kInterleaved ? kPairs : rotary_dim / 2; }
+  static __device__ __forceinline__ int distance(int rotary_dim) {
+    return kInterleaved ? kPairs : rotary_dim / 2;
+  }
 
   __device__ __forceinline__ void load_from(const T* head, int lane, int rotary_dim) {
     first = load<T, kPairs>(head + offset(lane));
     second = load<T, kPairs>(head + offset(lane) + distance(rotary_dim));
   }
-  __device__ __forceinline__ void store_to(T* head, int lane, const RopeParams& p) const {
-    store(head + offset(lane), first, p.is_streaming);
-    store(head + offset(lane) + distance(p.rotary_dim), second, p.is_streaming);
+  __device__ __forceinline__ void store_to(T* head, int lane, int rotary_dim) const {
+    store(head + offset(lane), first);
+    store(head + offset(lane) + distance(rotary_dim), second);
   }
   // Pair i as two elements of the two vectors.
   __device__ __forceinline__ T& x1(int i) {
@@ -71,13 +73,14 @@ __device__ __forceinline__ void load_angles(float* values, const float* pointer)
 
 // All threads of the block copy elements [begin, end) of heads first … first + count − 1, kSize at a time.
 template <class T, int kSize>
-__device__ __forceinline__ void copy_heads(const RopeHeads& source, int64_t source_token, const RopeHeads& target,
-                                           int64_t target_token, int first, int count, int begin, int end) {
+__device__ __forceinline__ void copy_heads(const RopeHeads& source, int64_t source_token,
+                                           const RopeHeads& target, int64_t target_token, int first,
+                                           int count, int begin, int end) {
   const int width = (end - begin) / kSize;
   for (int i = threadIdx.x; i < count * width; i += blockDim.x) {
     const int index = first + i / width, element = begin + i % width * kSize;
     store(head<T>(target, target_token, index) + element,
-          load<T, kSize>(head<T>(source, source_token, index) + element), false);
+          load<T, kSize>(head<T>(source, source_token, index) + element));
   }
 }
 
@@ -105,8 +108,8 @@ __device__ __forceinline__ void rotate_token(const RopeParams& p) {
     for (int u = 0; u < kUnroll; ++u) {
       const int h = base + u * step;
       if (h < last_head) {
-        group[u].load_from(h < p.q_heads ? head<T>(p.q_in, token, h) : head<T>(p.k_in, token, h - p.q_heads), lane,
-                           p.rotary_dim);
+        group[u].load_from(h < p.q_heads ? head<T>(p.q_in, token, h) : head<T>(p.k_in, token, h - p.q_heads),
+                           lane, p.rotary_dim);
       }
     }
   };
@@ -128,10 +131,10 @@ __device__ __forceinline__ void rotate_token(const RopeParams& p) {
       if (h < last_head) {
         const bool is_query = h < p.q_heads;
         group[u].rotate(cosine, sine);
-        group[u].store_to(is_query ? head<T>(p.q_out, token, h) : head<T>(p.k_out, token, h - p.q_heads), lane,
-                          p);
+        group[u].store_to(is_query ? head<T>(p.q_out, token, h) : head<T>(p.k_out, token, h - p.q_heads),
+                          lane, p.rotary_dim);
         if (is_cached && !is_query) {
-          group[u].store_to(head<T>(p.k_cache, slot, h - p.q_heads), lane, p);
+          group[u].store_to(head<T>(p.k_cache, slot, h - p.q_heads), lane, p.rotary_dim);
         }
       }
     }
@@ -141,8 +144,8 @@ __device__ __forceinline__ void rotate_token(const RopeParams& p) {
 
   const int k_begin = max(first_head - p.q_heads, 0), k_count = max(last_head - p.q_heads - k_begin, 0);
   if (!p.is_in_place && p.rotary_dim < p.head_size) {
-    copy_heads<T, kPairs>(p.q_in, token, p.q_out, token, first_head, max(min(last_head, p.q_heads) - first_head, 0),
-                  p.rotary_dim, p.head_size);
+    copy_heads<T, kPairs>(p.q_in, token, p.q_out, token, first_head,
+                          max(min(last_head, p.q_heads) - first_head, 0), p.rotary_dim, p.head_size);
     copy_heads<T, kPairs>(p.k_in, token, p.k_out, token, k_begin, k_count, p.rotary_dim, p.head_size);
   }
   if (is_cached) {
@@ -153,15 +156,15 @@ __device__ __forceinline__ void rotate_token(const RopeParams& p) {
 
 }  // namespace sglk
 
-#define SGLK_ROPE_SHAPE(style, interleaved, dtype, shape, pairs, unroll)                                  \
-  extern "C" __global__ void __launch_bounds__(sglk::kMaxThreads)                                         \
-      rope_##style##_##dtype##_##shape(const __grid_constant__ sglk::RopeParams p) {                      \
-    sglk::rotate_token<sglk::dtype, pairs, interleaved, unroll>(p);                                       \
+#define SGLK_ROPE_SHAPE(style, interleaved, dtype, shape, pairs, unroll)             \
+  extern "C" __global__ void __launch_bounds__(sglk::kMaxThreads)                    \
+      rope_##style##_##dtype##_##shape(const __grid_constant__ sglk::RopeParams p) { \
+    sglk::rotate_token<sglk::dtype, pairs, interleaved, unroll>(p);                  \
   }
 
-#define SGLK_ROPE(style, interleaved, dtype)                            \
-  SGLK_ROPE_SHAPE(style, interleaved, dtype, vector_1, 8, 1)            \
-  SGLK_ROPE_SHAPE(style, interleaved, dtype, vector_3, 8, 3)            \
+#define SGLK_ROPE(style, interleaved, dtype)                 \
+  SGLK_ROPE_SHAPE(style, interleaved, dtype, vector_1, 8, 1) \
+  SGLK_ROPE_SHAPE(style, interleaved, dtype, vector_3, 8, 3) \
   SGLK_ROPE_SHAPE(style, interleaved, dtype, element_1, 1, 1)
 
 SGLK_ROPE(neox, false, bf16)

@@ -22,12 +22,11 @@ struct RopeParams {
   long cache_slots;            // rows of the caches; a slot outside is not written
   int q_heads, k_heads;
   int head_size;
-  int rotary_dim;          // even, at most head_size
-  int lanes;               // threads that share a head: rotary_dim / 2 / pairs of a thread
-  int heads_per_block;     // heads of a token that one block rotates; blockIdx.y counts the blocks of a token
+  int rotary_dim;       // even, at most head_size
+  int lanes;            // threads that share a head: rotary_dim / 2 / pairs of a thread
+  int heads_per_block;  // heads of a token that one block rotates; blockIdx.y counts the blocks of a token
   bool is_position_64;
-  bool is_streaming;       // the outputs do not fit the L2
-  bool is_in_place;        // the dimensions from rotary_dim on are where they belong already
+  bool is_in_place;  // the dimensions from rotary_dim on are where they belong already
 };
 
 }  // namespace sglk

@@ -23,13 +23,13 @@ inline void check_dim(const Argument& a, int64_t dim, const char* meaning) {
 }
 
 inline void check_size(const Argument& a, int64_t d, int64_t expected, const char* reason) {
-  SGLK_CHECK(a.tensor.size(d) == expected, "%s: %s.size(%ld): expected %ld (%s), got %ld", a.op, a.name, d, expected,
-             reason, a.tensor.size(d));
+  SGLK_CHECK(a.tensor.size(d) == expected, "%s: %s.size(%ld): expected %ld (%s), got %ld", a.op, a.name, d,
+             expected, reason, a.tensor.size(d));
 }
 
 inline void check_dtype(const Argument& a, DType expected, const char* reason) {
-  SGLK_CHECK(a.tensor.dtype() == expected, "%s: %s: expected %s (%s), got %s", a.op, a.name, name(expected), reason,
-             name(a.tensor.dtype()));
+  SGLK_CHECK(a.tensor.dtype() == expected, "%s: %s: expected %s (%s), got %s", a.op, a.name, name(expected),
+             reason, name(a.tensor.dtype()));
 }
 
 inline void check_dtype_in(const Argument& a, std::initializer_list<DType> allowed) {
@@ -42,18 +42,19 @@ inline void check_dtype_in(const Argument& a, std::initializer_list<DType> allow
 }
 
 inline void check_device(const Argument& a, Device expected, const char* reason) {
-  SGLK_CHECK(a.tensor.device() == expected, "%s: %s: expected a tensor on %s (%s), got one on %s", a.op, a.name,
-             name(expected).c_str(), reason, name(a.tensor.device()).c_str());
+  SGLK_CHECK(a.tensor.device() == expected, "%s: %s: expected a tensor on %s (%s), got one on %s", a.op,
+             a.name, name(expected).c_str(), reason, name(a.tensor.device()).c_str());
 }
 
 // The last dimension is contiguous. A dimension of one element or none has no stride to speak of.
 inline void check_last_stride(const Argument& a) {
-  SGLK_CHECK(a.tensor.size(-1) <= 1 || a.tensor.stride(-1) == 1, "%s: %s.stride(-1): expected 1, got %ld", a.op, a.name,
-             a.tensor.stride(-1));
+  SGLK_CHECK(a.tensor.size(-1) <= 1 || a.tensor.stride(-1) == 1, "%s: %s.stride(-1): expected 1, got %ld",
+             a.op, a.name, a.tensor.stride(-1));
 }
 
 // `pointer` and every stride that follows, in elements of `element_size` bytes, are multiples of `bytes`.
-inline bool is_aligned(int bytes, int element_size, const void* pointer, std::initializer_list<int64_t> strides) {
+inline bool is_aligned(int bytes, int element_size, const void* pointer,
+                       std::initializer_list<int64_t> strides) {
   bool aligned = reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
   for (int64_t stride : strides) aligned = aligned && stride * element_size % bytes == 0;
   return aligned;
@@ -61,7 +62,8 @@ inline bool is_aligned(int bytes, int element_size, const void* pointer, std::in
 
 // A grid has at most 2^31 − 1 blocks in x.
 inline uint32_t checked_grid(const char* op, int64_t blocks) {
-  SGLK_CHECK(blocks <= INT32_MAX, "%s: input: expected a size that takes at most 2147483647 blocks, got %ld", op, blocks);
+  SGLK_CHECK(blocks <= INT32_MAX, "%s: input: expected a size that takes at most 2147483647 blocks, got %ld",
+             op, blocks);
   return static_cast<uint32_t>(blocks);
 }
 

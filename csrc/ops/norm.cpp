@@ -4,7 +4,6 @@
 #include <climits>
 
 #include "ops/checks.h"
-#include "ops/heuristics/cache.h"
 #include "ops/heuristics/norm.h"
 #include "runtime/launch.h"
 #include "runtime/registry.h"
@@ -34,8 +33,8 @@ void check_rows(const char* op, const char* name, const Tensor& other, const Ten
 }
 
 // residual: null for the plain ops.
-void normalize(const char* op, const Tensor& output, const Tensor& input, const Tensor* residual, const Tensor& weight,
-               double eps, double weight_bias, bool enable_pdl) {
+void normalize(const char* op, const Tensor& output, const Tensor& input, const Tensor* residual,
+               const Tensor& weight, double eps, double weight_bias, bool enable_pdl) {
   check_dim({op, "input", input}, 2, "[tokens, hidden]");
   check_dtype_in({op, "input", input}, {DType::kFloat16, DType::kBFloat16});
   check_last_stride({op, "input", input});
@@ -54,13 +53,12 @@ void normalize(const char* op, const Tensor& output, const Tensor& input, const 
   const DeviceGuard guard(input.device());
   const int64_t residual_stride = residual != nullptr ? row_stride(*residual) : 0;
   constexpr int kElementSize = 2;
-  const bool aligned = is_aligned(16, kElementSize, input.data(), {row_stride(input)}) &&
-                       is_aligned(16, kElementSize, output.data(), {row_stride(output)}) &&
-                       is_aligned(16, kElementSize, residual ? residual->data() : nullptr, {residual_stride}) &&
-                       is_aligned(16, kElementSize, weight.data(), {});
+  const bool aligned =
+      is_aligned(16, kElementSize, input.data(), {row_stride(input)}) &&
+      is_aligned(16, kElementSize, output.data(), {row_stride(output)}) &&
+      is_aligned(16, kElementSize, residual ? residual->data() : nullptr, {residual_stride}) &&
+      is_aligned(16, kElementSize, weight.data(), {});
   const Choice choice = choose(tokens, hidden, aligned);
-  const int32_t device = input.device().index;
-  const int64_t output_bytes = tokens * hidden * kElementSize * (residual != nullptr ? 2 : 1);
   const NormParams params{output.data(),
                           input.data(),
                           residual != nullptr ? residual->data() : nullptr,
@@ -71,26 +69,27 @@ void normalize(const char* op, const Tensor& output, const Tensor& input, const 
                           static_cast<int>(tokens),
                           static_cast<int>(hidden),
                           static_cast<float>(eps),
-                          static_cast<float>(weight_bias),
-                          is_streaming(output_bytes, device_properties(device).l2_bytes)};
+                          static_cast<float>(weight_bias)};
   LaunchConfig config;
   config.grid.x = checked_grid(op, choice.blocks);
   config.block = choice.threads;
   config.enable_pdl = enable_pdl;
   const int kernel = kernel_index(residual != nullptr ? kFusedAddRmsNorm : kRmsNorm,
                                   input.dtype() == DType::kBFloat16 ? kBf16 : kF16, choice.shape);
-  fat_binary().launch(kernel, device, config, params);
+  fat_binary().launch(kernel, input.device().index, config, params);
 }
 
 void rmsnorm(const Tensor& output, const Tensor& input, const Tensor& weight, double eps, bool enable_pdl) {
   normalize("rmsnorm", output, input, nullptr, weight, eps, 0.0, enable_pdl);
 }
 
-void gemma_rmsnorm(const Tensor& output, const Tensor& input, const Tensor& weight, double eps, bool enable_pdl) {
+void gemma_rmsnorm(const Tensor& output, const Tensor& input, const Tensor& weight, double eps,
+                   bool enable_pdl) {
   normalize("gemma_rmsnorm", output, input, nullptr, weight, eps, 1.0, enable_pdl);
 }
 
-void fused_add_rmsnorm(const Tensor& input, const Tensor& residual, const Tensor& weight, double eps, bool enable_pdl) {
+void fused_add_rmsnorm(const Tensor& input, const Tensor& residual, const Tensor& weight, double eps,
+                       bool enable_pdl) {
   normalize("fused_add_rmsnorm", input, input, &residual, weight, eps, 0.0, enable_pdl);
 }
 
@@ -104,10 +103,13 @@ void gemma_fused_add_rmsnorm(const Tensor& input, const Tensor& residual, const 
 SGLK_OP("rmsnorm(Tensor(a!) output, Tensor input, Tensor weight, float eps, bool enable_pdl) -> ()", rmsnorm);
 SGLK_OP("gemma_rmsnorm(Tensor(a!) output, Tensor input, Tensor weight, float eps, bool enable_pdl) -> ()",
         gemma_rmsnorm);
-SGLK_OP("fused_add_rmsnorm(Tensor(a!) input, Tensor(b!) residual, Tensor weight, float eps, bool enable_pdl) -> ()",
-        fused_add_rmsnorm);
 SGLK_OP(
-    "gemma_fused_add_rmsnorm(Tensor(a!) input, Tensor(b!) residual, Tensor weight, float eps, bool enable_pdl) -> ()",
+    "fused_add_rmsnorm(Tensor(a!) input, Tensor(b!) residual, Tensor weight, float eps, bool enable_pdl) -> "
+    "()",
+    fused_add_rmsnorm);
+SGLK_OP(
+    "gemma_fused_add_rmsnorm(Tensor(a!) input, Tensor(b!) residual, Tensor weight, float eps, bool "
+    "enable_pdl) -> ()",
     gemma_fused_add_rmsnorm);
 
 }  // namespace sglk::norm

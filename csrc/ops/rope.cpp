@@ -5,7 +5,6 @@
 #include <optional>
 
 #include "ops/checks.h"
-#include "ops/heuristics/cache.h"
 #include "ops/heuristics/rope.h"
 #include "runtime/launch.h"
 #include "runtime/registry.h"
@@ -23,7 +22,8 @@ FatBinary& fat_binary() {
 }
 
 // `other` is [rows, heads, head_size] like `like`; rows are tokens, or slots of a cache (any number).
-void check_heads(const char* name, const Tensor& other, const Tensor& like, const char* reason, bool has_tokens) {
+void check_heads(const char* name, const Tensor& other, const Tensor& like, const char* reason,
+                 bool has_tokens) {
   const Argument a{kOp, name, other};
   check_dim(a, 3, "[tokens, heads, head_size]");
   if (has_tokens) check_size(a, 0, like.size(0), reason);
@@ -43,7 +43,8 @@ void check_cache(const Tensor& k, const std::optional<Tensor>& v, const std::opt
                  const std::optional<Tensor>& v_buffer, const std::optional<Tensor>& kv_cache_loc) {
   const int given = v.has_value() + k_buffer.has_value() + v_buffer.has_value() + kv_cache_loc.has_value();
   SGLK_CHECK(given == 0 || given == 4,
-             "%s: v, k_buffer, v_buffer, kv_cache_loc: expected all four or none, got %d of them", kOp, given);
+             "%s: v, k_buffer, v_buffer, kv_cache_loc: expected all four or none, got %d of them", kOp,
+             given);
   if (given == 0) return;
   check_heads("v", *v, k, "k's", true);
   check_heads("k_buffer", *k_buffer, k, "k's", false);
@@ -80,9 +81,10 @@ void apply_rope(const Tensor& q, const Tensor& k, const Tensor& q_rope, const Te
   check_device(cache, q.device(), "device of q");
   check_last_stride(cache);
   const int64_t tokens = q.size(0), head_size = q.size(2), rotary_dim = cos_sin_cache.size(1);
-  SGLK_CHECK(rotary_dim >= 2 && rotary_dim % 2 == 0 && rotary_dim <= head_size && rotary_dim <= kMaxRotaryDim,
-             "%s: cos_sin_cache.size(1): expected an even rotary_dim of 2 to head_size (%ld), at most %d, got %ld",
-             kOp, head_size, kMaxRotaryDim, rotary_dim);
+  SGLK_CHECK(
+      rotary_dim >= 2 && rotary_dim % 2 == 0 && rotary_dim <= head_size && rotary_dim <= kMaxRotaryDim,
+      "%s: cos_sin_cache.size(1): expected an even rotary_dim of 2 to head_size (%ld), at most %d, got %ld",
+      kOp, head_size, kMaxRotaryDim, rotary_dim);
   SGLK_CHECK(cos_sin_cache.size(0) <= 1 || cos_sin_cache.stride(0) == rotary_dim,
              "%s: cos_sin_cache.stride(0): expected %ld (contiguous), got %ld", kOp, rotary_dim,
              cos_sin_cache.stride(0));
@@ -94,8 +96,8 @@ void apply_rope(const Tensor& q, const Tensor& k, const Tensor& q_rope, const Te
   check_cache(k, v, k_buffer, v_buffer, kv_cache_loc);
   const int64_t all_heads = q.size(1) + k.size(1);
   SGLK_CHECK(tokens <= INT_MAX && head_size <= 65536 && all_heads <= 65535,
-             "%s: q: expected fewer than 2^31 tokens, 2^16 heads and a head_size of at most 65536, got %s", kOp,
-             q.shape().c_str());
+             "%s: q: expected fewer than 2^31 tokens, 2^16 heads and a head_size of at most 65536, got %s",
+             kOp, q.shape().c_str());
   if (tokens == 0 || all_heads == 0) return;
 
   const DeviceGuard guard(q.device());
@@ -107,14 +109,14 @@ void apply_rope(const Tensor& q, const Tensor& k, const Tensor& q_rope, const Te
   params.k_cache = heads(k_buffer);
   params.v_cache = heads(v_buffer);
   params.v_in = heads(v);
-  const bool aligned = is_vectorized(params.q_in) && is_vectorized(params.k_in) && is_vectorized(params.q_out) &&
-                       is_vectorized(params.k_out) && is_vectorized(params.k_cache) && is_vectorized(params.v_cache) &&
+  const bool aligned = is_vectorized(params.q_in) && is_vectorized(params.k_in) &&
+                       is_vectorized(params.q_out) && is_vectorized(params.k_out) &&
+                       is_vectorized(params.k_cache) && is_vectorized(params.v_cache) &&
                        is_vectorized(params.v_in) && is_aligned(16, 4, cos_sin_cache.data(), {}) &&
                        rotary_dim % 16 == 0 && head_size % 8 == 0;
   const int32_t device = q.device().index;
-  const DeviceProperties& properties = device_properties(device);
   const Choice choice = choose(tokens, static_cast<int>(all_heads), static_cast<int>(rotary_dim), aligned,
-                               properties.multiprocessors);
+                               device_properties(device).multiprocessors);
   params.cos_sin = cos_sin_cache.data<const float>();
   params.position = pos_ids.data();
   params.cache_slot = kv_cache_loc ? kv_cache_loc->data<const long>() : nullptr;
@@ -127,21 +129,21 @@ void apply_rope(const Tensor& q, const Tensor& k, const Tensor& q_rope, const Te
   params.lanes = choice.lanes;
   params.heads_per_block = choice.heads_per_block;
   params.is_position_64 = pos_ids.dtype() == DType::kInt64;
-  params.is_streaming = is_streaming(tokens * all_heads * head_size * 2, properties.l2_bytes);
   params.is_in_place = q.data() == q_rope.data() && k.data() == k_rope.data();
   LaunchConfig config;
   config.grid = {checked_grid(kOp, tokens), static_cast<uint32_t>(choice.head_blocks), 1};
   config.block = choice.threads;
   config.enable_pdl = enable_pdl;
-  const int kernel = kernel_index(interleave ? kInterleaved : kNeox, q.dtype() == DType::kBFloat16 ? kBf16 : kF16,
-                                  choice.shape);
+  const int kernel = kernel_index(interleave ? kInterleaved : kNeox,
+                                  q.dtype() == DType::kBFloat16 ? kBf16 : kF16, choice.shape);
   fat_binary().launch(kernel, device, config, params);
 }
 
 }  // namespace
 
 SGLK_OP(
-    "apply_rope_pos_ids_cos_sin_cache(Tensor q, Tensor k, Tensor(a!) q_rope, Tensor(b!) k_rope, Tensor cos_sin_cache, "
+    "apply_rope_pos_ids_cos_sin_cache(Tensor q, Tensor k, Tensor(a!) q_rope, Tensor(b!) k_rope, Tensor "
+    "cos_sin_cache, "
     "Tensor pos_ids, bool interleave, bool enable_pdl, int cuda_stream, Tensor? v, Tensor(c!)? k_buffer, "
     "Tensor(d!)? v_buffer, Tensor? kv_cache_loc) -> ()",
     apply_rope);

@@ -95,7 +95,8 @@ struct Signature;
 template <class Result, class... Args>
 struct Signature<Result (*)(Args...)> {
   template <size_t... kIndex>
-  static void call(Result (*fn)(Args...), StableIValue* stack, uint64_t inputs, std::index_sequence<kIndex...>) {
+  static void call(Result (*fn)(Args...), StableIValue* stack, uint64_t inputs,
+                   std::index_sequence<kIndex...>) {
     // Before the stack is touched: what lies there is not what this signature says.
     SGLK_CHECK(inputs == sizeof...(Args), "schema: expected %zu arguments, got %lu", sizeof...(Args), inputs);
     [[maybe_unused]] std::tuple<Slot<std::decay_t<Args>>...> slots(stack[kIndex]...);
@@ -108,8 +109,8 @@ struct Signature<Result (*)(Args...)> {
   }
 };
 
-// Keeps the text for the thread until its next error. A plain pointer: a thread_local with a destructor would tie
-// the library to glibc 2.18.
+// Keeps the text for the thread until its next error. A plain pointer: a thread_local with a destructor would
+// tie the library to glibc 2.18.
 inline const char* remember(const char* text) {
   static thread_local char* message = nullptr;
   free(message);

@@ -13,13 +13,14 @@ constexpr int kMaxDevices = 64;  // torch's own limit
 
 Driver load_driver() {
   void* const library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-  SGLK_CHECK(library != nullptr, "CUDA driver: expected libcuda.so.1, got: %s\nInstall the NVIDIA driver.", dlerror());
+  SGLK_CHECK(library != nullptr, "CUDA driver: expected libcuda.so.1, got: %s\nInstall the NVIDIA driver.",
+             dlerror());
   Driver functions;
-#define SGLK_LOOK_UP(member, symbol)                                                                 \
-  functions.member = reinterpret_cast<decltype(functions.member)>(dlsym(library, #symbol));          \
-  SGLK_CHECK(functions.member != nullptr,                                                            \
-             "CUDA driver: %s: expected a driver for CUDA 12.0 or later, got one without this "      \
-             "function\nUpdate the NVIDIA driver (525 or later).",                                   \
+#define SGLK_LOOK_UP(member, symbol)                                                            \
+  functions.member = reinterpret_cast<decltype(functions.member)>(dlsym(library, #symbol));     \
+  SGLK_CHECK(functions.member != nullptr,                                                       \
+             "CUDA driver: %s: expected a driver for CUDA 12.0 or later, got one without this " \
+             "function\nUpdate the NVIDIA driver (525 or later).",                              \
              #symbol);
   SGLK_DRIVER_FUNCTIONS(SGLK_LOOK_UP)
 #undef SGLK_LOOK_UP
@@ -88,8 +89,7 @@ const DeviceProperties& device_properties(int32_t index) {
     table[index] = {10 * attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) +
                         attribute(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
                     attribute(device, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
-                    attribute(device, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
-                    attribute(device, CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)};
+                    attribute(device, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)};
     is_known[index].store(true, std::memory_order_release);
   }
   return table[index];

@@ -1,4 +1,5 @@
-// The CUDA driver, found at run time: libcuda.so.1 by dlopen, so that the library loads on machines without it.
+// The CUDA driver, found at run time: libcuda.so.1 by dlopen, so that the library loads on machines without
+// it.
 #pragma once
 
 #include <cuda.h>
@@ -8,22 +9,22 @@
 namespace sglk {
 
 // The driver functions that we call. X(member, symbol): the member has the type of the header's declaration.
-#define SGLK_DRIVER_FUNCTIONS(X)                                  \
-  X(get_error_name, cuGetErrorName)                               \
-  X(get_error_string, cuGetErrorString)                           \
-  X(device_get, cuDeviceGet)                                      \
-  X(device_get_attribute, cuDeviceGetAttribute)                   \
-  X(primary_context_retain, cuDevicePrimaryCtxRetain)             \
-  X(context_get_current, cuCtxGetCurrent)                         \
-  X(context_get_device, cuCtxGetDevice)                           \
-  X(context_push, cuCtxPushCurrent_v2)                         \
-  X(context_pop, cuCtxPopCurrent_v2)                           \
-  X(exchange_capture_mode, cuThreadExchangeStreamCaptureMode)     \
-  X(library_load_data, cuLibraryLoadData)                         \
-  X(library_get_kernel, cuLibraryGetKernel)                       \
-  X(kernel_get_function, cuKernelGetFunction)                     \
-  X(kernel_get_attribute, cuKernelGetAttribute)                   \
-  X(kernel_set_attribute, cuKernelSetAttribute)                   \
+#define SGLK_DRIVER_FUNCTIONS(X)                              \
+  X(get_error_name, cuGetErrorName)                           \
+  X(get_error_string, cuGetErrorString)                       \
+  X(device_get, cuDeviceGet)                                  \
+  X(device_get_attribute, cuDeviceGetAttribute)               \
+  X(primary_context_retain, cuDevicePrimaryCtxRetain)         \
+  X(context_get_current, cuCtxGetCurrent)                     \
+  X(context_get_device, cuCtxGetDevice)                       \
+  X(context_push, cuCtxPushCurrent_v2)                        \
+  X(context_pop, cuCtxPopCurrent_v2)                          \
+  X(exchange_capture_mode, cuThreadExchangeStreamCaptureMode) \
+  X(library_load_data, cuLibraryLoadData)                     \
+  X(library_get_kernel, cuLibraryGetKernel)                   \
+  X(kernel_get_function, cuKernelGetFunction)                 \
+  X(kernel_get_attribute, cuKernelGetAttribute)               \
+  X(kernel_set_attribute, cuKernelSetAttribute)               \
   X(launch_kernel, cuLaunchKernelEx)
 
 struct Driver {
@@ -35,14 +36,14 @@ struct Driver {
 // Throws Error when there is no driver, or one older than CUDA 12.0 (the first with the library functions).
 const Driver& driver();
 
-// "cuLaunchKernelEx: CUDA_ERROR_INVALID_VALUE: invalid argument: <detail>" as an Error unless status is success.
+// "cuLaunchKernelEx: CUDA_ERROR_INVALID_VALUE: invalid argument: <detail>" as an Error unless status is
+// success.
 void check_cuda(CUresult status, const char* call, const std::string& detail = "");
 
 struct DeviceProperties {
   int compute_capability;  // 10 · major + minor
   int multiprocessors;
   int shared_memory_per_block;  // bytes, the opt-in limit
-  int l2_bytes;
 };
 
 // Read once per device.

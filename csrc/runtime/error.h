@@ -20,9 +20,9 @@ std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)
 }  // namespace sglk
 
 // SGLK_CHECK(condition, pattern, ...): throws Error with the formatted message unless condition holds.
-#define SGLK_CHECK(condition, ...)                        \
-  do {                                                    \
-    if (__builtin_expect(!(condition), 0)) {              \
-      throw ::sglk::Error(::sglk::format(__VA_ARGS__));   \
-    }                                                     \
+#define SGLK_CHECK(condition, ...)                      \
+  do {                                                  \
+    if (__builtin_expect(!(condition), 0)) {            \
+      throw ::sglk::Error(::sglk::format(__VA_ARGS__)); \
+    }                                                   \
   } while (false)

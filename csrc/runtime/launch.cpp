@@ -3,8 +3,8 @@
 namespace sglk {
 namespace {
 
-// Loading code is forbidden to a thread that captures a stream in the strict modes, although it does not touch
-// the stream: relax the mode meanwhile.
+// Loading code is forbidden to a thread that captures a stream in the strict modes, although it does not
+// touch the stream: relax the mode meanwhile.
 class RelaxedCapture {
  public:
   RelaxedCapture() { driver().exchange_capture_mode(&mode_); }
@@ -37,11 +37,13 @@ CUkernel FatBinary::prepare(int kernel, int32_t device_index) {
   CUfunction function;  // asking for it loads the kernel now instead of inside a capture
   check_cuda(driver().kernel_get_function(&function, handle), "cuKernelGetFunction", where);
   int static_shared = 0;
-  check_cuda(driver().kernel_get_attribute(&static_shared, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, handle, device),
-             "cuKernelGetAttribute", where);
-  check_cuda(driver().kernel_set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                                           properties.shared_memory_per_block - static_shared, handle, device),
-             "cuKernelSetAttribute", where);
+  check_cuda(
+      driver().kernel_get_attribute(&static_shared, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, handle, device),
+      "cuKernelGetAttribute", where);
+  check_cuda(
+      driver().kernel_set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                    properties.shared_memory_per_block - static_shared, handle, device),
+      "cuKernelSetAttribute", where);
   slot.kernel.store(handle, std::memory_order_relaxed);
   slot.ready_devices.fetch_or(uint64_t{1} << device_index, std::memory_order_release);
   return handle;
@@ -50,7 +52,8 @@ CUkernel FatBinary::prepare(int kernel, int32_t device_index) {
 void FatBinary::launch_raw(int kernel, int32_t device_index, const LaunchConfig& config, void* params) {
   Slot& slot = slots_[kernel];
   const bool is_ready = slot.ready_devices.load(std::memory_order_acquire) >> device_index & 1;
-  const CUkernel handle = is_ready ? slot.kernel.load(std::memory_order_relaxed) : prepare(kernel, device_index);
+  const CUkernel handle =
+      is_ready ? slot.kernel.load(std::memory_order_relaxed) : prepare(kernel, device_index);
 
   CUlaunchAttribute attributes[2];
   unsigned count = 0;
@@ -76,9 +79,10 @@ void FatBinary::launch_raw(int kernel, int32_t device_index, const LaunchConfig&
   const CUresult status =
       driver().launch_kernel(&launch, reinterpret_cast<CUfunction>(handle), arguments, nullptr);
   if (__builtin_expect(status != CUDA_SUCCESS, 0)) {
-    check_cuda(status, "cuLaunchKernelEx",
-               format("%s, grid %u x %u x %u, block %u, %u bytes of shared memory", kernel_name_(kernel).c_str(),
-                      config.grid.x, config.grid.y, config.grid.z, config.block, config.shared_bytes));
+    check_cuda(
+        status, "cuLaunchKernelEx",
+        format("%s, grid %u x %u x %u, block %u, %u bytes of shared memory", kernel_name_(kernel).c_str(),
+               config.grid.x, config.grid.y, config.grid.z, config.block, config.shared_bytes));
   }
 }
 

@@ -24,8 +24,8 @@ struct LaunchConfig {
   bool enable_pdl = false;    // programmatic dependent launch: the kernel itself waits for its predecessor
 };
 
-// The fat binary of one family, embedded in this library, and its kernels. It is loaded at the first launch, a
-// kernel at its own first launch on a device, and both stay: one load serves every device of the process.
+// The fat binary of one family, embedded in this library, and its kernels. It is loaded at the first launch,
+// a kernel at its own first launch on a device, and both stay: one load serves every device of the process.
 class FatBinary {
  public:
   // image: in this library's .nv_fatbin section (CMakeLists.txt places it there).
@@ -37,7 +37,8 @@ class FatBinary {
   // The caller holds a DeviceGuard. Safe during stream capture, as the first call too.
   template <class Params>
   void launch(int kernel, int32_t device_index, const LaunchConfig& config, const Params& params) {
-    static_assert(std::is_trivially_copyable_v<Params> && sizeof(Params) <= 4096, "the limit of a kernel's parameters");
+    static_assert(std::is_trivially_copyable_v<Params> && sizeof(Params) <= 4096,
+                  "the limit of a kernel's parameters");
     launch_raw(kernel, device_index, config, const_cast<Params*>(&params));
   }
 

@@ -39,7 +39,8 @@ OpRegistration::OpRegistration(const char* schema, void (*entry)(StableIValue*, 
   if (!is_registered && load_error == nullptr) {
     load_error = strdup(format("sgl_kernel: %s: torch refused to register it; another package that defines "
                                "torch.ops.%s is loaded in this process",
-                               op.c_str(), kNamespace).c_str());
+                               op.c_str(), kNamespace)
+                            .c_str());
   }
 }
 

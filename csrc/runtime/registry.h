@@ -14,8 +14,8 @@ struct OpRegistration {
 
 }  // namespace sglk
 
-// Why an op is not registered, or null when all are; valid for the life of the process. Whoever loads the library
-// asks this first.
+// Why an op is not registered, or null when all are; valid for the life of the process. Whoever loads the
+// library asks this first.
 extern "C" __attribute__((visibility("default"))) const char* sgl_kernel_load_error();
 
 #define SGLK_CONCAT_(a, b) a##b

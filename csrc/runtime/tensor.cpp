@@ -77,12 +77,11 @@ Tensor::Tensor(AtenTensorHandle handle) : handle_(handle) {
   static const int32_t cpu = aoti_torch_device_type_cpu(), cuda = aoti_torch_device_type_cuda();
   int32_t dtype = 0, device_type = 0;
   int64_t *sizes = nullptr, *strides = nullptr;
-  const bool is_read = aoti_torch_get_data_ptr(handle, &data_) == 0 && aoti_torch_get_dim(handle, &dim_) == 0 &&
-                       aoti_torch_get_sizes(handle, &sizes) == 0 &&
-                       aoti_torch_get_strides(handle, &strides) == 0 &&
-                       aoti_torch_get_dtype(handle, &dtype) == 0 &&
-                       aoti_torch_get_device_type(handle, &device_type) == 0 &&
-                       aoti_torch_get_device_index(handle, &device_.index) == 0;
+  const bool is_read =
+      aoti_torch_get_data_ptr(handle, &data_) == 0 && aoti_torch_get_dim(handle, &dim_) == 0 &&
+      aoti_torch_get_sizes(handle, &sizes) == 0 && aoti_torch_get_strides(handle, &strides) == 0 &&
+      aoti_torch_get_dtype(handle, &dtype) == 0 && aoti_torch_get_device_type(handle, &device_type) == 0 &&
+      aoti_torch_get_device_index(handle, &device_.index) == 0;
   if (!is_read) {
     aoti_torch_delete_tensor_object(handle);  // no destructor runs when a constructor throws
     throw Error("tensor: expected a strided tensor with storage, got one that torch cannot describe");

@@ -1,5 +1,6 @@
-// Programmatic dependent launch (sm_90 and later; nothing elsewhere): a kernel may start while its predecessor
-// drains. Every kernel of ours waits before it touches memory, so the overlap is that of launch and set-up alone.
+// Programmatic dependent launch (sm_90 and later; nothing elsewhere): a kernel may start while its
+// predecessor drains. Every kernel of ours waits before it touches memory, so the overlap is that of launch
+// and set-up alone.
 #pragma once
 
 namespace sglk {

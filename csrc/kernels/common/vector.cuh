@@ -22,22 +22,13 @@ __device__ __forceinline__ Vector<T, kSize> load(const T* pointer) {
   return *reinterpret_cast<const Vector<T, kSize>*>(pointer);
 }
 
-// is_streaming: first to leave the L2, for outputs that do not fit there anyway. It makes copy-like kernels 1 %
-// faster on an H200 (2026-11-23), and would cost a reader of a small output its cache hits.
 template <class T, int kSize>
-__device__ __forceinline__ void store(T* pointer, const Vector<T, kSize>& value, bool is_streaming) {
-  if (sizeof(value) == 16 && is_streaming) {
-    const uint4& bits = reinterpret_cast<const uint4&>(value);
-    asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(bits.x), "r"(bits.y), "r"(bits.z),
-                 "r"(bits.w)
-                 : "memory");
-  } else {
-    *reinterpret_cast<Vector<T, kSize>*>(pointer) = value;
-  }
+__device__ __forceinline__ void store(T* pointer, const Vector<T, kSize>& value) {
+  *reinterpret_cast<Vector<T, kSize>*>(pointer) = value;
 }
 
-// Makes the compiler forget what it derived from `value`: it converts again later instead of keeping fp32 copies,
-// which take twice the registers.
+// Makes the compiler forget what it derived from `value`: it converts again later instead of keeping fp32
+// copies, which take twice the registers.
 template <class T, int kSize>
 __device__ __forceinline__ void keep_packed(Vector<T, kSize>& value) {
   static_assert(sizeof(value) == 16);

@@ -31,8 +31,8 @@ struct Choice {
 // is_aligned: both pointers, both row strides and the width are multiples of 16 bytes.
 inline Choice choose(int64_t rows, int64_t width, int element_size, bool is_aligned, int multiprocessors) {
   const int64_t vectors = is_aligned ? width * element_size / 16 : width;
-  // Measured on an H200 (2026-11-23): two vectors a thread in small blocks are the fastest stream once the machine
-  // is full many times over; before that one vector a thread, so that every multiprocessor has work.
+  // Measured on an H200 (2026-11-23): two vectors a thread in small blocks are the fastest stream once the
+  // machine is full many times over; before that one vector a thread, so that every multiprocessor has work.
   const bool is_stream = rows * vectors > int64_t{16} * 2048 * multiprocessors;
   const int shape = !is_aligned ? 2 : is_stream ? 1 : 0;
   const int threads = is_stream && is_aligned ? 64 : 128;
@@ -46,7 +46,9 @@ inline Choice choose(int64_t rows, int64_t width, int element_size, bool is_alig
   return {shape, threads, lanes_log2, static_cast<int>(chunks), blocks};
 }
 
-inline int kernel_index(Op op, ElementType type, int shape) { return (int{op} * kElementTypes + int{type}) * kShapeCount + shape; }
+inline int kernel_index(Op op, ElementType type, int shape) {
+  return (int{op} * kElementTypes + int{type}) * kShapeCount + shape;
+}
 
 inline std::string kernel_name(int index) {
   static constexpr const char* kOpNames[] = {"silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul"};

@@ -31,17 +31,20 @@ struct Choice {
   int head_blocks;      // blocks that share a token
 };
 
-// heads: of queries and keys together. is_aligned: every pointer, stride, head_size and half of rotary_dim is a
-// multiple of 16 bytes.
+// heads: of queries and keys together. is_aligned: every pointer, stride, head_size and half of rotary_dim is
+// a multiple of 16 bytes.
 inline Choice choose(int64_t tokens, int heads, int rotary_dim, bool is_aligned, int multiprocessors) {
-  // Measured on an H200 (2026-11-23): while blocks are scarce, small ones that share a token; then one block a token,
-  // which reads the token's angles once.
+  // Measured on an H200 (2026-11-23): while blocks are scarce, small ones that share a token; then one block
+  // a token, which reads the token's angles once.
   const bool is_small = tokens < 8 * multiprocessors;
   const int shape = !is_aligned ? 2 : is_small ? 0 : 1;
   const int lanes = rotary_dim / 2 / kShapes[shape].pairs;
-  const int abreast = std::max(1, (is_small ? 128 : kMaxThreads) / lanes);  // heads that the threads cover at once
-  const int per_block = is_small ? std::min(heads, abreast * kShapes[shape].unroll) : heads;
-  const int step = std::min(abreast, (per_block + kShapes[shape].unroll - 1) / kShapes[shape].unroll);
+  const int unroll = kShapes[shape].unroll;
+  const int abreast =
+      std::max(1, (is_small ? 192 : kMaxThreads) / lanes);  // heads that the threads cover at once
+  const int head_blocks = is_small ? (heads + abreast * unroll - 1) / (abreast * unroll) : 1;
+  const int per_block = (heads + head_blocks - 1) / head_blocks;
+  const int step = std::min(abreast, (per_block + unroll - 1) / unroll);
   const int threads = std::min(kMaxThreads, (step * lanes + 31) / 32 * 32);
   return {shape, threads, lanes, per_block, (heads + per_block - 1) / per_block};
 }

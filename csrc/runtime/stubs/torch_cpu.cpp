@@ -1,6 +1,7 @@
-// Linked in place of torch's libtorch_cpu.so, which is not there when a wheel is built: the soname and the names
-// are what the linker wants. Never shipped, never called.
-#define SGLK_STUB(name) extern "C" void name() {}
+// Linked in place of torch's libtorch_cpu.so, which is not there when a wheel is built: the soname and the
+// names are what the linker wants. Never shipped, never called.
+#define SGLK_STUB(name) \
+  extern "C" void name() {}
 
 SGLK_STUB(aoti_torch_check)
 SGLK_STUB(aoti_torch_delete_tensor_object)
