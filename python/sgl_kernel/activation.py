@@ -73,7 +73,7 @@ def _prepare(op: str, input: Tensor, out: Tensor | None) -> Tensor:
         raise ValueError(f"{op}: input.size(-1): expected a multiple of 16 bytes, got {size} bytes")
     out_shape = (*shape[:-1], shape[-1] // 2)
     if out is None:
-        return torch.empty(out_shape, dtype=input.dtype, device=input.device)
+        return input.new_empty(out_shape)
     if out.shape != out_shape:
         raise AssertionError(f"{op}: out.shape: expected {list(out_shape)}, got {list(out.shape)}")
     return out

@@ -99,9 +99,11 @@ _rope = ops.apply_rope_pos_ids_cos_sin_cache.default
 
 def _heads(x: Tensor, head_size: int) -> Tensor:
     """[tokens, heads * head_size] as [tokens, heads, head_size]; a size of -1 would fail on 0 tokens."""
-    if x.dim() == 3 and x.size(2) == head_size:
+    shape = x.shape
+    if len(shape) == 3 and shape[2] == head_size:
         return x
-    return x.view(x.size(0), x.shape[1:].numel() // head_size, head_size)
+    width = shape[1] if len(shape) == 2 else shape[1:].numel()
+    return x.view(shape[0], width // head_size, head_size)
 
 
 def _check_heads(name: str, x: Tensor, like: Tensor, reason: str, has_tokens: bool = True) -> None:
