@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -111,4 +112,5 @@ def _abi_rows(releases: list[dict[str, Any]] | None) -> Iterator[tuple[str, str]
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly where the reader does: python -m ... | head
     sys.exit(main())

@@ -69,6 +69,12 @@ def test_the_command() -> None:
     assert str(Path(sgl_kernel.__file__).with_name("libsgl_kernel.so")) in result.stdout
 
 
+def test_a_reader_that_leaves_early() -> None:
+    command = f"{sys.executable} -m sgl_kernel --json | head -n 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr) == ("{\n", "")
+
+
 def test_the_report_of_this_installation(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--json"]) == 0
     report = json.loads(capsys.readouterr().out)
