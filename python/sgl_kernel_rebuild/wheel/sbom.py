@@ -95,5 +95,5 @@ def make_sbom(
         ),
         components=components,
     )
-    bom.register_dependency(subject, [item for item in components if item.scope == ComponentScope.REQUIRED])
+    bom.register_dependency(subject, [item for item in components if item.scope != ComponentScope.EXCLUDED])
     return (JsonV1Dot6(bom).output_as_string(indent=2) + "\n").encode()

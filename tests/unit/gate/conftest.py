@@ -28,7 +28,8 @@ HOST_SOURCE = r"""
 extern "C" int aoti_torch_library_init_def(const char*, const char*, unsigned, void**);
 extern "C" int aoti_torch_library_def(void*, const char*, const int*, long);
 namespace {
-const char* const kSchemas[] = {"scale(Tensor(a!) out, Tensor input) -> ()", "add(Tensor a, Tensor b) -> Tensor"};
+const char* const kSchemas[] = {"scale(Tensor(a!) out, Tensor input) -> ()",
+                                "add(Tensor a, Tensor b) -> Tensor"};
 __attribute__((constructor)) void start() {
   void* library = nullptr;
   aoti_torch_library_init_def("demo", __FILE__, 1, &library);

@@ -147,6 +147,15 @@ def test_reads_what_readelf_reads(demo):
     assert {symbol.name for symbol in read_shared_object(demo).undefined} == names
 
 
+def refusal(action, *arguments):
+    """Return the message of the BinaryError that ``action`` ends with, or "" if it ends well."""
+    try:
+        action(*arguments)
+    except BinaryError as err:
+        return str(err)
+    return ""
+
+
 @pytest.fixture(scope="module")
 def small(compile_so):
     path = compile_so(
@@ -165,10 +174,8 @@ def test_damaged_files_give_a_result_or_a_binary_error(small, data):
         position = data.draw(st.integers(max(0, region[0]), region[1] - 1))
         damaged[position] = data.draw(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]) | st.integers(0, 255))
     cut = data.draw(st.one_of(st.just(len(small)), st.integers(0, len(small))))
-    try:
-        read_shared_object(bytes(damaged[:cut]), "damaged.so")
-    except BinaryError as err:
-        assert "damaged.so" in str(err)
+    message = refusal(read_shared_object, bytes(damaged[:cut]), "damaged.so")
+    assert "damaged.so" in message or not message
 
 
 @settings(max_examples=200, deadline=None)

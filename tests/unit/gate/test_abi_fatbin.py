@@ -93,10 +93,9 @@ def test_names_zstd_and_unpacks_it_where_python_can(device_code):
     stream = io.BytesIO(data)
     for code in codes(data):
         assert code.compression == "zstd"
-        try:
-            assert read_payload(stream, code, "x") == device_code.cubins[code.arch]
-        except BinaryError as err:
-            assert "pip install backports.zstd" in str(err)
+        message = refusal(read_payload, stream, code, "x")
+        assert "pip install backports.zstd" in message or not message
+        assert message or read_payload(stream, code, "x") == device_code.cubins[code.arch]
 
 
 def test_kernels_take_what_ptxas_says(device_code):
@@ -195,6 +194,20 @@ def test_refuses_cubins_that_are_none(library):
         read_kernels(b"nonsense" * 10, "none")
 
 
+def refusal(action, *arguments):
+    """Return the message of the BinaryError that ``action`` ends with, or "" if it ends well."""
+    try:
+        action(*arguments)
+    except BinaryError as err:
+        return str(err)
+    return ""
+
+
+def read_everything(data):
+    for code in codes(data, "damaged"):
+        read_payload(io.BytesIO(data), code, "damaged")
+
+
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -208,13 +221,8 @@ def test_damaged_fat_binaries_give_a_result_or_a_binary_error(device_code, data)
             st.integers(0, 255)
         )
     cut = data.draw(st.one_of(st.just(len(damaged)), st.integers(0, len(damaged))))
-    damaged = damaged[:cut]
-    try:
-        stream = io.BytesIO(bytes(damaged))
-        for code in codes(bytes(damaged), "damaged"):
-            read_payload(stream, code, "damaged")
-    except BinaryError as err:
-        assert "damaged" in str(err)
+    message = refusal(read_everything, bytes(damaged[:cut]))
+    assert "damaged" in message or not message
 
 
 @FUZZ
@@ -227,16 +235,12 @@ def test_damaged_cubins_give_a_result_or_a_binary_error(device_code, data):
         damaged[data.draw(st.integers(max(low, 0), min(high, len(cubin)) - 1))] = data.draw(
             st.integers(0, 255)
         )
-    try:
-        read_kernels(bytes(damaged), "damaged")
-    except BinaryError as err:
-        assert "damaged" in str(err)
+    message = refusal(read_kernels, bytes(damaged), "damaged")
+    assert "damaged" in message or not message
 
 
 @FUZZ
 @given(st.binary(max_size=200))
 def test_noise_in_a_container_gives_a_result_or_a_binary_error(noise):
-    try:
-        codes(container(noise), "noise")
-    except BinaryError as err:
-        assert "noise" in str(err)
+    message = refusal(codes, container(noise), "noise")
+    assert "noise" in message or not message

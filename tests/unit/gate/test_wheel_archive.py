@@ -187,7 +187,7 @@ def test_refuses_metadata_that_is_none(tmp_path):
     members = proper(**{f"{INFO}/METADATA": b"Metadata-Version: 2.1\nName: demo\n"})
     with (
         open_wheel(write(tmp_path / NAME, members)) as wheel,
-        pytest.raises(BinaryError, match="METADATA: .*version"),
+        pytest.raises(BinaryError, match=r"METADATA: .*version"),
     ):
         _ = wheel.metadata
 
@@ -224,6 +224,22 @@ def test_record_must_list_every_file_once_with_its_hash(tmp_path):
         record_violations(tmp_path, ["demo/__init__.py,x\n"])
 
 
+def refusal(action, *arguments):
+    """Return the message of the BinaryError that ``action`` ends with, or "" if it ends well."""
+    try:
+        action(*arguments)
+    except BinaryError as err:
+        return str(err)
+    return ""
+
+
+def read_everything(path):
+    with open_wheel(path) as wheel:
+        _ = wheel.metadata, wheel.wheel_metadata
+        wheel.check_record()
+        list(wheel.shared_objects())
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damaged_wheels_give_a_result_or_a_binary_error(tmp_path, library, data):
@@ -237,10 +253,5 @@ def test_damaged_wheels_give_a_result_or_a_binary_error(tmp_path, library, data)
         damaged[data.draw(st.integers(low, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.one_of(st.just(len(damaged)), st.integers(0, len(damaged))))
     path.write_bytes(bytes(damaged[:cut]))
-    try:
-        with open_wheel(path) as wheel:
-            _ = wheel.metadata, wheel.wheel_metadata
-            wheel.check_record()
-            list(wheel.shared_objects())
-    except BinaryError as err:
-        assert NAME in str(err)
+    message = refusal(read_everything, path)
+    assert NAME in message or not message
