@@ -25,6 +25,17 @@ __device__ __forceinline__ T* head(const RopeHeads& heads, int64_t token, int in
   return static_cast<T*>(heads.data) + token * heads.token_stride + index * heads.head_stride;
 }
 
+// Head `index` of queries and keys counted through. Selects instead of a branch, which would part the loads.
+template <class T>
+__device__ __forceinline__ T* head(const RopeHeads& q, const RopeHeads& k, int q_heads, int64_t token,
+                                   int index) {
+  const bool is_query = index < q_heads;
+  T* const data = static_cast<T*>(is_query ? q.data : k.data);
+  const int64_t token_stride = is_query ? q.token_stride : k.token_stride;
+  const int64_t head_stride = is_query ? q.head_stride : k.head_stride;
+  return data + token * token_stride + (is_query ? index : index - q_heads) * head_stride;
+}
+
 // kPairs pairs of one head: two vectors, either half a rotary_dim apart or adjacent.
 template <class T, int kPairs, bool kInterleaved>
 struct Pairs {
@@ -99,47 +110,49 @@ __device__ __forceinline__ void rotate_token(const RopeParams& p) {
   const bool is_cached = slot >= 0 && slot < p.cache_slots;
 
   using Group = Pairs<T, kPairs, kInterleaved>;
-  Group group[kUnroll];
-  // The last blockDim.x % lanes threads have no head of their own.
-  const int own = threadIdx.x / p.lanes;
-  int base = own < step ? first_head + own : last_head;
-  const auto load_group = [&] {
+  int base = first_head + threadIdx.x / p.lanes;
+  // Loads without a branch: a thread past the last head reads that one again and stores nothing.
+  const auto load_groups = [&](Group* group) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int h = base + u * step;
-      if (h < last_head) {
-        group[u].load_from(h < p.q_heads ? head<T>(p.q_in, token, h) : head<T>(p.k_in, token, h - p.q_heads),
-                           lane, p.rotary_dim);
-      }
+      const int h = min(base + u * step, last_head - 1);
+      group[u].load_from(head<T>(p.q_in, p.k_in, p.q_heads, token, h), lane, p.rotary_dim);
     }
   };
-  load_group();
-  float cosine[kPairs], sine[kPairs];
-  if (position >= 0 && position < p.max_position) {
-    const float* const row = p.cos_sin + position * p.rotary_dim + lane * kPairs;
-    load_angles<kPairs>(cosine, row);
-    load_angles<kPairs>(sine, row + p.rotary_dim / 2);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kPairs; ++i) cosine[i] = sine[i] = __int_as_float(0x7fc00000);
-  }
+  // The last blockDim.x % lanes threads have no head of their own.
+  if (threadIdx.x / p.lanes < step && base < last_head) {
+    Group groups[kUnroll];
+    load_groups(groups);
 
-  while (base < last_head) {
+    float cosine[kPairs], sine[kPairs];
+    if (position >= 0 && position < p.max_position) {
+      const float* const row = p.cos_sin + position * p.rotary_dim + lane * kPairs;
+      load_angles<kPairs>(cosine, row);
+      load_angles<kPairs>(sine, row + p.rotary_dim / 2);
+    } else {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int h = base + u * step;
-      if (h < last_head) {
-        const bool is_query = h < p.q_heads;
-        group[u].rotate(cosine, sine);
-        group[u].store_to(is_query ? head<T>(p.q_out, token, h) : head<T>(p.k_out, token, h - p.q_heads),
-                          lane, p.rotary_dim);
-        if (is_cached && !is_query) {
-          group[u].store_to(head<T>(p.k_cache, slot, h - p.q_heads), lane, p.rotary_dim);
+      for (int i = 0; i < kPairs; ++i) cosine[i] = sine[i] = __int_as_float(0x7fc00000);
+    }
+
+    const auto finish_groups = [&](Group* group) {
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        const int h = base + u * step;
+        if (h < last_head) {
+          group[u].rotate(cosine, sine);
+          group[u].store_to(head<T>(p.q_out, p.k_out, p.q_heads, token, h), lane, p.rotary_dim);
+          if (is_cached && h >= p.q_heads) {
+            group[u].store_to(head<T>(p.k_cache, slot, h - p.q_heads), lane, p.rotary_dim);
+          }
         }
       }
+    };
+    finish_groups(groups);
+    for (base += step * kUnroll; base < last_head; base += step * kUnroll) {
+      Group more[kUnroll];
+      load_groups(more);
+      finish_groups(more);
     }
-    base += step * kUnroll;
-    load_group();
   }
 
   const int k_begin = max(first_head - p.q_heads, 0), k_count = max(last_head - p.q_heads - k_begin, 0);

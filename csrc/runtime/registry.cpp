@@ -46,4 +46,4 @@ OpRegistration::OpRegistration(const char* schema, void (*entry)(StableIValue*, 
 
 }  // namespace sglk
 
-const char* sgl_kernel_load_error() { return sglk::load_error; }
+const char* sglk_load_error() { return sglk::load_error; }

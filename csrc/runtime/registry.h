@@ -7,7 +7,7 @@ namespace sglk {
 
 // Defines `schema` in the namespace sgl_kernel and gives it a CUDA implementation. Runs while the library is
 // loaded, where an exception would end the process: nothing between here and Python's ctypes could catch it.
-// The first op that torch refuses is therefore kept for sgl_kernel_load_error().
+// The first op that torch refuses is therefore kept for sglk_load_error().
 struct OpRegistration {
   OpRegistration(const char* schema, void (*entry)(StableIValue*, uint64_t, uint64_t));
 };
@@ -16,7 +16,7 @@ struct OpRegistration {
 
 // Why an op is not registered, or null when all are; valid for the life of the process. Whoever loads the
 // library asks this first.
-extern "C" __attribute__((visibility("default"))) const char* sgl_kernel_load_error();
+extern "C" __attribute__((visibility("default"))) const char* sglk_load_error();
 
 #define SGLK_CONCAT_(a, b) a##b
 #define SGLK_CONCAT(a, b) SGLK_CONCAT_(a, b)

@@ -32,7 +32,7 @@ def _load(path: Path) -> None:
         )
     try:
         _torch.ops.load_library(str(path))
-        why_not: Any = ctypes.CDLL(str(path)).sgl_kernel_load_error
+        why_not: Any = ctypes.CDLL(str(path)).sglk_load_error
     except OSError as err:
         raise LibraryError(
             f"sgl_kernel: {path}: expected a library that loads under torch {torch.__version__}, got: {err}\n"

@@ -17,23 +17,27 @@ struct alignas(sizeof(T) * kSize) Vector {
 template <class T>
 constexpr int kVectorSize = 16 / sizeof(T);
 
+// Makes the compiler take the 16 bytes for four words that it knows nothing about. Without it, it splits a
+// loaded vector into elements at once, which waits for the load, or keeps fp32 copies, which take twice the
+// registers.
+template <class T, int kSize>
+__device__ __forceinline__ void keep_packed(Vector<T, kSize>& value) {
+  if constexpr (sizeof(value) == 16) {
+    uint4& bits = reinterpret_cast<uint4&>(value);
+    asm volatile("" : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w));
+  }
+}
+
 template <class T, int kSize>
 __device__ __forceinline__ Vector<T, kSize> load(const T* pointer) {
-  return *reinterpret_cast<const Vector<T, kSize>*>(pointer);
+  Vector<T, kSize> value = *reinterpret_cast<const Vector<T, kSize>*>(pointer);
+  keep_packed(value);
+  return value;
 }
 
 template <class T, int kSize>
 __device__ __forceinline__ void store(T* pointer, const Vector<T, kSize>& value) {
   *reinterpret_cast<Vector<T, kSize>*>(pointer) = value;
-}
-
-// Makes the compiler forget what it derived from `value`: it converts again later instead of keeping fp32
-// copies, which take twice the registers.
-template <class T, int kSize>
-__device__ __forceinline__ void keep_packed(Vector<T, kSize>& value) {
-  static_assert(sizeof(value) == 16);
-  uint4& bits = reinterpret_cast<uint4&>(value);
-  asm volatile("" : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w));
 }
 
 }  // namespace sglk
