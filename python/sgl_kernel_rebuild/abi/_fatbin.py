@@ -27,6 +27,7 @@ _CONTAINER = struct.Struct("<4sHHQ")
 _ENTRY = struct.Struct("<HHIQIIHHIIIQQQ")
 _SECTIONS = (".nv_fatbin", "__nv_relfatbin")
 _KINDS = {1: "ptx", 2: "cubin"}
+_PREFIXES = {"ptx": "compute", "cubin": "sm"}
 _COMPRESSIONS = {0x2000: "lz4", 0x8000: "zstd"}
 _COMPRESSED = 0xF000
 _ARCH_SPECIFIC = 0x100000  # sm_90a
@@ -56,8 +57,8 @@ class CodeObject:
 
     @property
     def target(self) -> str:
-        """``sm_90a`` for machine code, ``compute_120`` for PTX."""
-        return ("sm_" if self.kind == "cubin" else "compute_") + self.arch
+        """``sm_90a`` for machine code, ``compute_120`` for PTX, ``kind8_90`` for anything else."""
+        return f"{_PREFIXES.get(self.kind, self.kind)}_{self.arch}"
 
 
 def iter_code(

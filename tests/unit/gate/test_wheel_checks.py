@@ -256,6 +256,13 @@ def test_code_that_is_on_no_record_is_told(make_wheel):
     assert violations == ["coverage: sm_80: code (smuggled): not in the build record"]
 
 
+def test_code_of_another_kind_is_on_no_record(make_wheel):
+    # Intermediate code, say, in the container of code that is on record.
+    strange = DeviceCode("sgl_kernel/libsgl_kernel.so: 0", "kind8_90", frozenset({"0" * 64}), {})
+    _, violations = coverage_of(make_wheel(), lambda code: [*code, strange])
+    assert violations == ["coverage: kind8_90: code (no kernel): not in the build record"]
+
+
 def test_ptx_without_machine_code_beside_it_is_on_no_record(make_wheel):
     _, violations = coverage_of(make_wheel(), lambda code: [item for item in code if item.is_ptx])
     assert (
