@@ -49,8 +49,8 @@ class Timing:
 
     @classmethod
     def of(cls, samples: Iterable[float]) -> Timing:
-        ordered = sorted(samples)
-        return cls(*(round(value, 3) for value in (ordered[len(ordered) // 2], ordered[0], ordered[-1])))
+        ordered = [round(sample, 3) for sample in sorted(samples)]
+        return cls(us=ordered[len(ordered) // 2], low=ordered[0], high=ordered[-1])
 
     @property
     def spread(self) -> float:

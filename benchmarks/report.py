@@ -28,6 +28,7 @@ __all__ = ["BASELINE", "main", "markdown", "plot", "write"]
 BASELINE = Path(__file__).with_name("baseline.json")
 OTHER_RUN = "other run, same machine type"
 NONE = "-"
+STYLES = {"norm": ("o", "tab:blue"), "activation": ("s", "tab:orange"), "rope": ("^", "tab:green")}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,14 +88,18 @@ def heading(runs: Sequence[FamilyRun], baseline: Baseline) -> str:
 
 
 def describe(run: FamilyRun) -> str:
-    machine, package = run.machine, run.package
-    libraries = [f"`{name}` sha256 `{digest[:16]}`" for name, digest in package["libraries"].items()]
+    machine = run.machine
     return (
         f"{machine['gpu']}, driver {machine['driver']}, torch {machine['torch']} (CUDA {machine['cuda']}), "
         f"Python {machine['python']}; "
-        f"sgl_kernel {package['version']} ({', '.join(libraries) or 'no library'}); "
+        f"{describe_package(run)}; "
         f"copy rate in the same run {run.ceiling_gbps:.0f} GB/s ({run.ceiling_how}); `{run.command}`"
     )
+
+
+def describe_package(run: FamilyRun) -> str:
+    libraries = [f"`{name}` sha256 `{digest[:16]}`" for name, digest in run.package["libraries"].items()]
+    return f"sgl_kernel {run.package['version']} ({', '.join(libraries) or 'no library'})"
 
 
 def summary(runs: Sequence[FamilyRun], baseline: Baseline) -> str:
@@ -124,8 +129,8 @@ def family_section(run: FamilyRun, baseline: Baseline) -> str:
         ours, rate = row.time(SUBJECT), row.gbps()
         cells = [row.case, NONE, NONE, NONE, NONE]
         if ours is not None and rate is not None:
-            share = f"{rate / run.ceiling_gbps:.0%}" if run.ceiling_gbps > 0 else NONE
-            cells = [row.case, f"{ours.us:.3f}", f"{ours.spread:.1%}", f"{rate:.0f}", share]
+            share = f"{rate / run.ceiling_gbps:.1%}" if run.ceiling_gbps > 0 else NONE
+            cells = [row.case, f"{ours.us:.3f}", f"{ours.spread:.1%}", f"{rate:.1f}", share]
         ratios = [baseline_speedup(run, row, baseline)] * has_baseline
         ratios += [row.speedup(name) for name in run.peers]
         rows.append(cells + [ratio_text(ratio) for ratio in ratios])
@@ -172,17 +177,15 @@ def plot(runs: Sequence[FamilyRun], baseline: Baseline, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 5.5), dpi=130, layout="constrained")
-    colors = {"norm": "tab:blue", "activation": "tab:orange", "rope": "tab:green"}
-    markers = {"norm": "o", "activation": "s", "rope": "^"}
     for run in runs:
-        style = {"marker": markers.get(run.family, "D"), "color": colors.get(run.family, "tab:purple")}
+        marker, color = STYLES.get(run.family, ("D", "tab:purple"))
         if ours := points(run):
-            axes.scatter(*zip(*ours, strict=True), label=f"{run.family}: sgl_kernel", s=38, **style)
+            moved, rates = zip(*ours, strict=True)
+            axes.scatter(moved, rates, s=38, label=f"{run.family}: sgl_kernel", marker=marker, color=color)
         if theirs := baseline_points(run, baseline):
+            moved, rates = zip(*theirs, strict=True)
             label = f"{run.family}: {baseline.name} ({OTHER_RUN})"
-            axes.scatter(
-                *zip(*theirs, strict=True), label=label, s=42, facecolors="none", **style_edges(style)
-            )
+            axes.scatter(moved, rates, s=42, label=label, marker=marker, edgecolors=color, facecolors="none")
     ceiling = max(run.ceiling_gbps for run in runs)
     axes.axhline(ceiling, color="black", linewidth=1, linestyle="--")
     axes.annotate(
@@ -206,11 +209,6 @@ def plot(runs: Sequence[FamilyRun], baseline: Baseline, path: Path) -> None:
     figure.savefig(temporary, metadata={"Software": None})
     pyplot.close(figure)
     os.replace(temporary, path)
-
-
-def style_edges(style: dict[str, str]) -> dict[str, str]:
-    """The same marker, drawn by its outline."""
-    return {"marker": style["marker"], "edgecolors": style["color"]}
 
 
 if __name__ == "__main__":

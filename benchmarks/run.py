@@ -61,7 +61,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each case")
     parser.add_argument("--baseline", type=Path, default=report.BASELINE, help="figures to compare with")
     # For the process that times a peer: no peers of its own, no copy rate, no report.
-    parser.add_argument("--only-package", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only-package", type=Path, metavar="DIR", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.command = " ".join(("python -m benchmarks.run OUT_DIR", *option_words(options)))
     return options
@@ -85,18 +85,38 @@ def run(options: argparse.Namespace) -> bool:
         )
     from . import _bench, bench_activation, bench_norm, bench_rope
 
+    check_package_folders(options)
     modules: list[Any] = [bench_norm, bench_activation, bench_rope]
     options.out_dir.mkdir(parents=True, exist_ok=True)
-    ceiling = (0.0, "") if options.only_package else _bench.copy_ceiling(replays(options))
+    ceiling = (0.0, "") if options.only_package is not None else _bench.copy_ceiling(replays(options))
     has_failed = False
     for module in modules:
         if module.FAMILY in (options.family or FAMILIES):
             result = time_family(module, ceiling, options)
             has_failed |= any(row.time(SUBJECT) is None for row in result.rows)
             save_run(result, options.out_dir)
-    if not options.only_package:
+            if options.peer_path is not None:
+                save_run(with_peer(result, options), options.out_dir)
+    if options.only_package is None:
         report.write(options.out_dir, options.baseline)
     return has_failed
+
+
+def check_package_folders(options: argparse.Namespace) -> None:
+    """The peer exists, and in the process that times it, it is what ``import sgl_kernel`` finds."""
+    import sgl_kernel
+
+    if options.peer_path is not None and not (options.peer_path / "sgl_kernel").is_dir():
+        raise ResultError(
+            f"benchmarks: --peer-path {options.peer_path}: expected a folder with sgl_kernel, got none\n"
+            "Fill one: pip install --no-deps --target DIR WHEEL"
+        )
+    found = Path(str(sgl_kernel.__file__)).resolve()
+    if options.only_package is not None and options.only_package not in found.parents:
+        raise ResultError(
+            f"benchmarks: {options.only_package}: expected its sgl_kernel to be imported, got {found}\n"
+            "Start Python without a sgl_kernel in the current folder."
+        )
 
 
 def replays(options: argparse.Namespace) -> int:
@@ -112,7 +132,8 @@ def time_family(module: Any, ceiling: tuple[float, str], options: argparse.Names
     rows = []
     for case in module.cases():
         if case.is_core or not options.quick:
-            row = run_case(case, replays(options), options.only_package, not options.no_compile)
+            is_alone = options.only_package is not None
+            row = run_case(case, replays(options), is_alone, not options.no_compile)
             show(options, module.FAMILY, row)
             rows.append(row)
     peers = {
@@ -120,7 +141,7 @@ def time_family(module: Any, ceiling: tuple[float, str], options: argparse.Names
         "torch.compile": f"torch {torch.__version__}, inductor, static shapes",
     }
     timed = {name for row in rows for name in row.times}
-    result = FamilyRun(
+    return FamilyRun(
         family=module.FAMILY,
         rows=rows,
         machine=describe_machine(),
@@ -131,7 +152,6 @@ def time_family(module: Any, ceiling: tuple[float, str], options: argparse.Names
         command=options.command,
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
-    return result if options.peer_path is None else with_peer(result, options)
 
 
 def show(options: argparse.Namespace, family: str, row: Row) -> None:
@@ -149,14 +169,9 @@ def show(options: argparse.Namespace, family: str, row: Row) -> None:
 def with_peer(result: FamilyRun, options: argparse.Namespace) -> FamilyRun:
     """The same cases timed in a new process whose sgl_kernel is the one in ``peer_path``."""
     folder = options.peer_path.resolve()
-    if not (folder / "sgl_kernel").is_dir():
-        raise ResultError(
-            f"benchmarks: --peer-path {options.peer_path}: expected a folder with sgl_kernel, got none\n"
-            "Fill one: pip install --no-deps --target DIR WHEEL"
-        )
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory() as temporary:
-        words = ["--only-package", "--family", result.family, *["--quick"] * options.quick]
+        words = ["--only-package", str(folder), "--family", result.family, *["--quick"] * options.quick]
         subprocess.run(
             [sys.executable, "-m", "benchmarks.run", temporary, *words],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
@@ -164,11 +179,6 @@ def with_peer(result: FamilyRun, options: argparse.Namespace) -> FamilyRun:
             check=False,  # a case that the peer cannot do is part of its rows
         )
         (peer,) = load_runs(Path(temporary))
-    if peer.package == result.package:
-        raise ResultError(
-            f"benchmarks: --peer-path {options.peer_path}: expected another package, got the one under test\n"
-            "Name the folder that holds the other sgl_kernel."
-        )
     return merge(result, peer)
 
 
@@ -179,7 +189,7 @@ def merge(result: FamilyRun, peer: FamilyRun) -> FamilyRun:
         Row(row.case, row.bytes, {**row.times, **({PEER: theirs[row.case]} if row.case in theirs else {})})
         for row in result.rows
     ]
-    named = {**result.peers, PEER: f"sgl_kernel {peer.package['version']}"}
+    named = {**result.peers, PEER: report.describe_package(peer)}
     return dataclasses.replace(result, rows=rows, peers=named)
 
 

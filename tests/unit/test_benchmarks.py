@@ -134,8 +134,8 @@ def test_the_report_tells_measured_ratios_from_others(norm: FamilyRun) -> None:
         in text
     )
     assert "| over torch eager (measured) |" in text
-    assert "| a | 2.000 | 20.0% | 1000 | 25% | 3.00 | 2.00 |" in text
-    assert "| b | 1.000 | 20.0% | 4000 | 100% | - | 9.00 |" in text
+    assert "| a | 2.000 | 20.0% | 1000.0 | 25.0% | 3.00 | 2.00 |" in text
+    assert "| b | 1.000 | 20.0% | 4000.0 | 100.0% | - | 9.00 |" in text
     assert "| c | - | - | - | - | - | - |" in text
     assert "- c, sgl_kernel: RuntimeError: no" in text
     assert "| norm | published 1.0 (other run, same machine type) | 1 | 3.00 | 3.00 |" in text
@@ -163,12 +163,14 @@ def test_the_report_of_an_empty_folder_fails(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_peer_joins_the_rows_of_its_cases(norm: FamilyRun) -> None:
     theirs = [Row("a", 2_000_000, {SUBJECT: timing(3.0)}), Row("other", 1, {SUBJECT: timing(1.0)})]
-    peer = dataclasses.replace(norm, rows=theirs, package={"version": "0.3.7", "libraries": {}})
+    peer = dataclasses.replace(
+        norm, rows=theirs, package={"version": "0.3.7", "libraries": {"lib.so": "cd" * 32}}
+    )
     merged = merge(norm, peer)
     assert [row.case for row in merged.rows] == ["a", "b", "c"]
     assert merged.rows[0].speedup(PEER) == 1.5
     assert PEER not in merged.rows[1].times
-    assert merged.peers[PEER] == "sgl_kernel 0.3.7"
+    assert merged.peers[PEER] == "sgl_kernel 0.3.7 (`lib.so` sha256 `cdcdcdcdcdcdcdcd`)"
 
 
 def test_the_recorded_command_holds_no_path() -> None:
