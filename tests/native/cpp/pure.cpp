@@ -1,0 +1,163 @@
+// Opens the pure functions of csrc to the tests.
+#include "bindings.h"
+#include "kernels/activation.h"
+#include "kernels/norm.h"
+#include "kernels/rope.h"
+#include "ops/checks.h"
+#include "ops/heuristics/activation.h"
+#include "ops/heuristics/norm.h"
+#include "ops/heuristics/rope.h"
+
+fake::TensorSpec spec_of(const py::handle& tensor) {
+  return {tensor.attr("sizes").cast<std::vector<int64_t>>(), tensor.attr("strides").cast<std::vector<int64_t>>(),
+          tensor.attr("dtype_code").cast<int32_t>(),         tensor.attr("device_type").cast<int32_t>(),
+          tensor.attr("device_index").cast<int32_t>(),       tensor.attr("address").cast<uintptr_t>()};
+}
+
+py::dict view_to_python(const probes::View& view) {
+  py::dict result;
+  result["sizes"] = view.sizes;
+  result["strides"] = view.strides;
+  result["numel"] = view.numel;
+  result["shape"] = view.shape;
+  result["dtype"] = view.dtype;
+  result["device"] = view.device;
+  result["address"] = view.address;
+  return result;
+}
+
+namespace {
+
+sglk::DType dtype_named(const std::string& wanted) {
+  for (int i = 0; i < static_cast<int>(sglk::DType::kOther); ++i) {
+    if (wanted == sglk::name(static_cast<sglk::DType>(i))) return static_cast<sglk::DType>(i);
+  }
+  return sglk::DType::kOther;
+}
+
+sglk::Tensor tensor_of(const py::handle& tensor) { return sglk::Tensor(fake::new_tensor(spec_of(tensor))); }
+
+sglk::Tensor empty(const std::vector<int64_t>& n, const std::string& dtype, sglk::Device device) {
+  const auto make = [&](std::initializer_list<int64_t> sizes) {
+    return sglk::Tensor::empty(sizes, dtype_named(dtype), device);
+  };
+  switch (n.size()) {
+    case 0:
+      return make({});
+    case 1:
+      return make({n[0]});
+    case 2:
+      return make({n[0], n[1]});
+    case 3:
+      return make({n[0], n[1], n[2]});
+    case 4:
+      return make({n[0], n[1], n[2], n[3]});
+    case 8:
+      return make({n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7]});
+    case 9:
+      return make({n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8]});
+    default:
+      throw py::value_error("the tests make tensors of other dimensions");
+  }
+}
+
+void bind_runtime(py::module_ m) {
+  m.def("dtype_from_torch", [](int32_t code) { return sglk::name(sglk::dtype_from_torch(code)); });
+  m.def("dtype_to_torch", [](const std::string& name) { return sglk::dtype_to_torch(dtype_named(name)); });
+  m.def("view", [](const py::handle& tensor) { return view_to_python(probes::view(tensor_of(tensor))); });
+  m.def("empty", [](const std::vector<int64_t>& sizes, const std::string& dtype, int device_type, int index) {
+    return view_to_python(probes::view(empty(sizes, dtype, {static_cast<sglk::DeviceType>(device_type), index})));
+  });
+  m.def("move_about", [](const py::handle& first, const py::handle& second) {
+    return probes::move_about(tensor_of(first), tensor_of(second));
+  });
+  m.def("format_long", [](size_t length) { return sglk::format("<%s>", std::string(length, 'x').c_str()); });
+
+  using sglk::Argument;
+  m.def("check_dim", [](const py::handle& t, int64_t dim, const std::string& meaning) {
+    const sglk::Tensor tensor = tensor_of(t);
+    sglk::check_dim({"op", "x", tensor}, dim, meaning.c_str());
+  });
+  m.def("check_size", [](const py::handle& t, int64_t d, int64_t expected, const std::string& reason) {
+    const sglk::Tensor tensor = tensor_of(t);
+    sglk::check_size({"op", "x", tensor}, d, expected, reason.c_str());
+  });
+  m.def("check_dtype", [](const py::handle& t, const std::string& expected, const std::string& reason) {
+    const sglk::Tensor tensor = tensor_of(t);
+    sglk::check_dtype({"op", "x", tensor}, dtype_named(expected), reason.c_str());
+  });
+  m.def("check_dtype_in_three", [](const py::handle& t) {
+    const sglk::Tensor tensor = tensor_of(t);
+    sglk::check_dtype_in({"op", "x", tensor}, {sglk::DType::kFloat16, sglk::DType::kBFloat16, sglk::DType::kInt32});
+  });
+  m.def("check_device", [](const py::handle& t, int device_type, int index, const std::string& reason) {
+    const sglk::Tensor tensor = tensor_of(t);
+    sglk::check_device({"op", "x", tensor}, {static_cast<sglk::DeviceType>(device_type), index}, reason.c_str());
+  });
+  m.def("check_last_stride", [](const py::handle& t) {
+    const sglk::Tensor tensor = tensor_of(t);
+    sglk::check_last_stride({"op", "x", tensor});
+  });
+  m.def("is_aligned", [](int bytes, int element_size, uintptr_t address, int64_t stride, int64_t other) {
+    return sglk::is_aligned(bytes, element_size, reinterpret_cast<const void*>(address), {stride, other});
+  });
+  m.def("checked_grid", [](int64_t blocks) { return sglk::checked_grid("op", blocks); });
+}
+
+// What the modules of all families have. `first` and `second` select the op or style and the element type.
+template <class First, class Second>
+void bind_kernels(py::module_ m, int count, int (*index)(First, Second, int), std::string (*name)(int), size_t params) {
+  m.attr("kernel_count") = count;
+  m.attr("params_size") = params;
+  m.def("kernel_index", [index](int first, int second, int shape) {
+    return index(static_cast<First>(first), static_cast<Second>(second), shape);
+  });
+  m.def("kernel_name", name);
+}
+
+void bind_norm(py::module_ m) {
+  using namespace sglk::norm;
+  bind_kernels(m, kKernelCount, kernel_index, kernel_name, sizeof(sglk::NormParams));
+  py::list shapes;
+  for (const Shape& s : kShapes) shapes.append(py::make_tuple(s.name, s.lanes, s.vectors, s.max_threads));
+  m.attr("shapes") = shapes;
+  m.def("choose", [](int64_t tokens, int64_t hidden, bool is_aligned) {
+    const Choice c = choose(tokens, hidden, is_aligned);
+    return py::make_tuple(c.shape, c.threads, c.blocks);
+  });
+}
+
+void bind_activation(py::module_ m) {
+  using namespace sglk::activation;
+  bind_kernels(m, kKernelCount, kernel_index, kernel_name, sizeof(sglk::ActivationParams));
+  py::list shapes;
+  for (const Shape& s : kShapes) shapes.append(py::make_tuple(s.name, s.is_vector, s.vectors));
+  m.attr("shapes") = shapes;
+  m.def("choose", [](int64_t rows, int64_t width, int element_size, bool is_aligned, int multiprocessors) {
+    const Choice c = choose(rows, width, element_size, is_aligned, multiprocessors);
+    return py::make_tuple(c.shape, c.threads, c.lanes_log2, c.chunks, c.blocks);
+  });
+}
+
+void bind_rope(py::module_ m) {
+  using namespace sglk::rope;
+  bind_kernels(m, kKernelCount, kernel_index, kernel_name, sizeof(sglk::RopeParams));
+  py::list shapes;
+  for (const Shape& s : kShapes) shapes.append(py::make_tuple(s.name, s.pairs, s.unroll));
+  m.attr("shapes") = shapes;
+  m.attr("max_threads") = kMaxThreads;
+  m.attr("max_rotary_dim") = kMaxRotaryDim;
+  m.def("choose", [](int64_t tokens, int heads, int rotary_dim, bool is_aligned, int multiprocessors) {
+    const Choice c = choose(tokens, heads, rotary_dim, is_aligned, multiprocessors);
+    return py::make_tuple(c.shape, c.threads, c.lanes, c.heads_per_block, c.head_blocks);
+  });
+}
+
+}  // namespace
+
+void bind_pure(py::module_ m) {
+  bind_runtime(m.def_submodule("runtime"));
+  bind_norm(m.def_submodule("norm"));
+  bind_activation(m.def_submodule("activation"));
+  bind_rope(m.def_submodule("rope"));
+}

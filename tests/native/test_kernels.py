@@ -1,0 +1,97 @@
+"""The host's list of kernels, the entry points of the device code and csrc/ops/ops.json say the same."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from fnmatch import fnmatchcase
+from typing import Any
+
+import pytest
+
+from . import test_activation, test_norm, test_rope
+from ._build import CSRC, FAMILIES, ROOT
+
+FAMILY_TESTS = {"norm": test_norm, "activation": test_activation, "rope": test_rope}
+FIRST = {"norm": 2, "activation": 3, "rope": 2}  # ops or styles
+SECOND = {"norm": 2, "activation": 3, "rope": 2}  # element types
+
+
+def names(native: Any, family: str) -> list[str]:
+    module = getattr(native, family)
+    return [module.kernel_name(index) for index in range(module.kernel_count)]
+
+
+def max_threads(native: Any, family: str, shape: tuple[Any, ...]) -> int:
+    return {"norm": shape[-1], "activation": 128, "rope": native.rope.max_threads}[family]
+
+
+def test_a_family_has_one_file_of_each_kind() -> None:
+    assert FAMILIES == sorted(path.stem for path in (CSRC / "kernels").glob("*.cu"))
+    assert FAMILIES == sorted(path.stem for path in (CSRC / "kernels").glob("*.h"))
+    assert FAMILIES == sorted(path.stem for path in (CSRC / "ops" / "heuristics").glob("*.h"))
+    (line,) = [x for x in (ROOT / "CMakeLists.txt").read_text().splitlines() if x.startswith("set(SGLK_FAMILIES")]
+    assert sorted(line.removesuffix(")").split()[1:]) == FAMILIES
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_host_selects_exactly_the_entry_points(native: Any, entry_points: Any, family: str) -> None:
+    assert sorted(names(native, family)) == sorted(entry_points[family])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_indices_and_names_are_one_to_one(native: Any, family: str) -> None:
+    module = getattr(native, family)
+    assert len(set(names(native, family))) == module.kernel_count
+    shapes = range(len(module.shapes))
+    triples = itertools.product(range(FIRST[family]), range(SECOND[family]), shapes)
+    assert [module.kernel_index(*triple) for triple in triples] == list(range(module.kernel_count))
+    for index, name in enumerate(names(native, family)):
+        assert name.endswith(f"_{module.shapes[index % len(shapes)][0]}")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_host_and_device_agree_on_threads_and_parameters(native: Any, entry_points: Any, family: str) -> None:
+    module = getattr(native, family)
+    for index, name in enumerate(names(native, family)):
+        entry = entry_points[family][name]
+        assert entry.max_threads == max_threads(native, family, module.shapes[index % len(module.shapes)]), name
+        assert entry.params_bytes == module.params_size, name
+
+
+def test_norm_shapes_are_named_after_their_template_arguments(native: Any) -> None:
+    for name, lanes, vectors, _ in native.norm.shapes:
+        expected = f"rows_{lanes}x{vectors}" if lanes else f"block_{vectors}" if vectors else "any"
+        assert name == expected
+
+
+def ops_json() -> dict[str, Any]:
+    return json.loads((CSRC / "ops" / "ops.json").read_text())
+
+
+def test_every_op_is_listed_and_registered(native: Any) -> None:
+    registered = {op["name"]: op for op in native.torch.registrations() if not op["name"].startswith("probe_")}
+    assert sorted(registered) == sorted(ops_json())
+    assert {(op["name_space"], op["key"]) for op in registered.values()} == {("sgl_kernel", "CUDA")}
+    assert sorted(registered) == sorted(op for tests in FAMILY_TESTS.values() for op in tests.OPS)
+
+
+@pytest.mark.parametrize(("op", "listed"), ops_json().items())
+def test_an_op_launches_exactly_what_is_listed(gpu: Any, op: str, listed: dict[str, Any]) -> None:
+    for values in FAMILY_TESTS[listed["family"]].every_call(gpu, op):
+        gpu.torch.call(op, values)
+    launches = gpu.driver.launches()
+    assert {launch["family"] for launch in launches} == {listed["family"]}
+    covered = {
+        pattern: {name for name in names(gpu, listed["family"]) if fnmatchcase(name, pattern)}
+        for pattern in listed["kernels"]
+    }
+    assert all(covered.values())
+    assert {launch["kernel"] for launch in launches} == set().union(*covered.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_kernel_belongs_to_an_op(native: Any, family: str) -> None:
+    patterns = [x for listed in ops_json().values() if listed["family"] == family for x in listed["kernels"]]
+    for name in names(native, family):
+        assert any(fnmatchcase(name, pattern) for pattern in patterns), name
