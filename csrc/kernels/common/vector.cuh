@@ -35,9 +35,15 @@ __device__ __forceinline__ Vector<T, kSize> load(const T* pointer) {
   return value;
 }
 
-template <class T, int kSize>
+// kIsStreaming: evict-first, for outputs larger than the L2. Of a smaller one it would cost the reader its
+// hits.
+template <bool kIsStreaming = false, class T, int kSize>
 __device__ __forceinline__ void store(T* pointer, const Vector<T, kSize>& value) {
-  *reinterpret_cast<Vector<T, kSize>*>(pointer) = value;
+  if constexpr (kIsStreaming && sizeof(value) == 16) {
+    __stcs(reinterpret_cast<uint4*>(pointer), reinterpret_cast<const uint4&>(value));
+  } else {
+    *reinterpret_cast<Vector<T, kSize>*>(pointer) = value;
+  }
 }
 
 }  // namespace sglk

@@ -13,7 +13,7 @@ enum ElementType { kBf16, kF16 };
 constexpr int kElementTypes = 2;
 
 constexpr int kVectorSize = 8;  // elements of 16 bytes
-constexpr int kRowsThreads = 256;
+constexpr int kRowsThreads = 128;
 
 // In the order of preference for growing rows.
 struct Shape {
@@ -23,10 +23,10 @@ struct Shape {
   int max_threads;  // the kernel's launch bound
 };
 constexpr Shape kShapes[] = {
-    {"rows_4x1", 4, 1, 256},   {"rows_8x1", 8, 1, 256},   {"rows_16x1", 16, 1, 256},
-    {"rows_32x1", 32, 1, 256}, {"rows_32x2", 32, 2, 256}, {"rows_32x4", 32, 4, 256},
-    {"block_1", 0, 1, 1024},   {"block_2", 0, 2, 1024},   {"block_4", 0, 4, 512},
-    {"block_8", 0, 8, 512},    {"any", 0, 0, 1024},
+    {"rows_4x1", 4, 1, 128},   {"rows_8x1", 8, 1, 128},   {"rows_16x1", 16, 1, 128},
+    {"rows_32x1", 32, 1, 128}, {"rows_32x2", 32, 2, 128}, {"rows_32x4", 32, 4, 128},
+    {"block_1", 0, 1, 1024},   {"block_2", 0, 2, 1024},   {"block_3", 0, 3, 512},
+    {"block_4", 0, 4, 512},    {"block_8", 0, 8, 512},    {"any", 0, 0, 1024},
 };
 constexpr int kShapeCount = std::size(kShapes);
 constexpr int kAny = kShapeCount - 1;
@@ -45,8 +45,9 @@ constexpr int64_t round_up(int64_t value, int64_t multiple) {
 // is_aligned: every pointer and row stride is a multiple of 16 bytes.
 inline Choice choose(int64_t tokens, int64_t hidden, bool is_aligned) {
   const int64_t vectors = hidden / kVectorSize;
-  // Measured on an H200 (2026-11-23) from 1 to 16384 rows of 5120: two vectors a thread beat one and four.
-  constexpr int kPreferredThreads = 512;
+  // Measured on an H200 (2026-11-23) with rows of 5120: two vectors a thread while every row has a place on
+  // the machine at once, three from then on; one and four are behind at either end.
+  const int preferred_threads = tokens <= 256 ? 512 : 256;
   int fallback = kAny;
   if (is_aligned && hidden % kVectorSize == 0) {
     for (int i = 0; i < kAny; ++i) {
@@ -58,7 +59,7 @@ inline Choice choose(int64_t tokens, int64_t hidden, bool is_aligned) {
       }
       const int64_t threads = round_up((vectors + shape.vectors - 1) / shape.vectors, 32);
       if (threads > shape.max_threads) continue;
-      if (threads <= kPreferredThreads) return {i, static_cast<int>(threads), tokens};
+      if (threads <= preferred_threads) return {i, static_cast<int>(threads), tokens};
       fallback = i;
     }
   }
