@@ -140,13 +140,14 @@ __device__ __forceinline__ void norm_any(const NormParams& p) {
   const T* const weight = static_cast<const T*>(p.weight);
   wait_for_predecessor();
 
-  const auto value = [&](int i) {
+  const auto value = [&](unsigned i) {
     return kFused ? to_float(input[i]) + to_float(residual[i]) : to_float(input[i]);
   };
   float sum = 0.0f;
-  for (int i = threadIdx.x; i < p.hidden; i += blockDim.x) sum += value(i) * value(i);
+  const unsigned hidden = p.hidden;  // unsigned: the last step from a row of almost 2^31 elements passes that
+  for (unsigned i = threadIdx.x; i < hidden; i += blockDim.x) sum += value(i) * value(i);
   const float scale = rsqrtf(sum_block(sum) / p.hidden + p.eps);
-  for (int i = threadIdx.x; i < p.hidden; i += blockDim.x) {
+  for (unsigned i = threadIdx.x; i < hidden; i += blockDim.x) {
     const float x = value(i);
     if (kFused) residual[i] = from_float<T>(x);
     output[i] = from_float<T>(x * scale * (to_float(weight[i]) + p.weight_bias));

@@ -98,6 +98,9 @@ void apply_rope(const Tensor& q, const Tensor& k, const Tensor& q_rope, const Te
   SGLK_CHECK(tokens <= INT_MAX && head_size <= 65536 && all_heads <= 65535,
              "%s: q: expected fewer than 2^31 tokens, 2^16 heads and a head_size of at most 65536, got %s",
              kOp, q.shape().c_str());
+  SGLK_CHECK(all_heads * head_size <= INT_MAX,
+             "%s: q: expected a token of fewer than 2^31 elements, k's included, got %s", kOp,
+             q.shape().c_str());
   if (tokens == 0 || all_heads == 0) return;
 
   const DeviceGuard guard(q.device());
