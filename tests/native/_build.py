@@ -1,4 +1,4 @@
-"""Compiles csrc together with the fake torch and the fake driver of ``cpp/`` into the Python module ``native``."""
+"""Compiles csrc with the fake torch and the fake driver of ``cpp/`` into the Python module ``native``."""
 
 from __future__ import annotations
 

@@ -90,7 +90,8 @@ class EntryPoint:
 
 # PTX ISA, "Kernel and Function Directives: .entry" and "Performance-Tuning Directives: .maxntid".
 ENTRY = re.compile(
-    r"^\.visible \.entry (\w+)\(\n\s*\.param \.align 8 \.b8 \w+\[(\d+)\]\n\)\n\.maxntid (\d+), 1, 1$", re.MULTILINE
+    r"^\.visible \.entry (\w+)\(\n\s*\.param \.align 8 \.b8 \w+\[(\d+)\]\n\)\n\.maxntid (\d+), 1, 1$",
+    re.MULTILINE,
 )
 
 
@@ -102,15 +103,26 @@ def entry_points(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
     for family in FAMILIES:
         ptx = folder / f"{family}.ptx"
         command = [sys.executable, "-m", "sgl_kernel_rebuild.toolchain", "compile", "--compiler", "nvrtc"]
-        command += ["--arch", "80", "--kind", "ptx", "--source-root", str(ROOT), "--include", str(CSRC / "kernels")]
+        command += [
+            "--arch",
+            "80",
+            "--kind",
+            "ptx",
+            "--source-root",
+            str(ROOT),
+            "--include",
+            str(CSRC / "kernels"),
+        ]
         command += ["--output", str(ptx), "--depfile", f"{ptx}.d", "--report", f"{ptx}.json"]
         command += [str(CSRC / "kernels" / f"{family}.cu")]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "python"), "SGLK_CACHE_DIR": str(folder / "cache")}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT / "python"),
+            "SGLK_CACHE_DIR": str(folder / "cache"),
+        }
         subprocess.run(command, env=environment, check=True)
         text = ptx.read_text()
-        entries = {
-            name: EntryPoint(int(threads), int(size)) for name, size, threads in ENTRY.findall(text)
-        }
+        entries = {name: EntryPoint(int(threads), int(size)) for name, size, threads in ENTRY.findall(text)}
         assert len(entries) == text.count(".entry ")
         found[family] = entries
     return found

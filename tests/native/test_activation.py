@@ -16,7 +16,10 @@ OPS = ["silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul"]
 DTYPES = {"bfloat16": ("bf16", 2), "float16": ("f16", 2), "float32": ("f32", 4)}
 ROWS = st.integers(0, 600) | st.integers(0, INT_MAX)
 WIDTH = (
-    st.integers(1, 2000) | st.integers(1, 200_000) | st.integers(1, 25_000).map(lambda n: n * 8) | st.just(INT_MAX // 2)
+    st.integers(1, 2000)
+    | st.integers(1, 200_000)
+    | st.integers(1, 25_000).map(lambda n: n * 8)
+    | st.just(INT_MAX // 2)
 )
 MULTIPROCESSORS = st.integers(1, 200)
 
@@ -68,7 +71,7 @@ def test_the_choice_is_enough_and_no_more(
 def test_every_element_is_covered_once(
     native: Any, rows: int, width: int, element_size: int, aligned: bool, multiprocessors: int
 ) -> None:
-    """The index arithmetic of csrc/kernels/activation.cu, thread by thread. A unit is a vector, or an element."""
+    """The index arithmetic of csrc/kernels/activation.cu. A unit is a vector, or an element."""
     assume(not aligned or width * element_size % 16 == 0)
     index, threads, lanes_log2, chunks, blocks = native.activation.choose(
         rows, width, element_size, aligned, multiprocessors
@@ -97,7 +100,7 @@ def every_call(native: Any, op: str) -> Iterator[list[Any]]:
 
 
 def one_of_each_shape(native: Any) -> dict[int, tuple[int, int, bool]]:
-    """Shape → (rows, width, aligned) that leads to it, on a GPU of 132 multiprocessors, whatever the dtype."""
+    """Shape → (rows, width, aligned) that leads to it with 132 multiprocessors, whatever the dtype."""
     found: dict[int, tuple[int, int, bool]] = {}
     for rows, width in ((1, 64), (300, 4096), (1_000_000, 8192)):
         for aligned in (True, False):
@@ -207,9 +210,7 @@ def test_every_shape_is_launched(gpu: Any, op: str, dtype: str) -> None:
     ],
     ids=str,
 )
-def test_leading_dimensions_become_rows(
-    gpu: Any, out: Tensor, x: Tensor, strides: tuple[int, int]
-) -> None:
+def test_leading_dimensions_become_rows(gpu: Any, out: Tensor, x: Tensor, strides: tuple[int, int]) -> None:
     gpu.torch.call("silu_and_mul", [out, x])
     (launch,) = gpu.driver.launches()
     params = launch["params"]

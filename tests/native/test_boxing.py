@@ -75,7 +75,13 @@ def draw_call(data: st.DataObject, native: Any) -> tuple[dict[str, Any], list[An
 
 def some_values(op: dict[str, Any]) -> list[Any]:
     """One value of each type, no optional empty."""
-    values = {"Tensor": Tensor(2, 3), "int": -5, "float": 0.5, "bool": True, "ScalarType": DTYPE_CODES["bfloat16"]}
+    values = {
+        "Tensor": Tensor(2, 3),
+        "int": -5,
+        "float": 0.5,
+        "bool": True,
+        "ScalarType": DTYPE_CODES["bfloat16"],
+    }
     return [values[kind.rstrip("?")] for kind in op["arguments"]]
 
 
@@ -112,7 +118,9 @@ def test_nothing_is_lost_whatever_fails(
     op, values = draw_call(data, native)
     native.torch.misbehave(how, text)
     native.torch.fail("", nth)
-    thrown = {"": None, "bad_alloc": "std::bad_alloc", "int": "sgl_kernel: unknown C++ exception"}.get(how, text)
+    thrown = {"": None, "bad_alloc": "std::bad_alloc", "int": "sgl_kernel: unknown C++ exception"}.get(
+        how, text
+    )
     try:
         native.torch.call(op["name"], values, garbage)
         message = None
@@ -166,7 +174,9 @@ def test_all_calls_that_can_fail_are_tested(native: Any) -> None:
         if isinstance(mark.args[0], tuple)
         for i in range(len(mark.args[1]))
     }
-    registration = {function for function in native.torch.fallible() if "library" in function}  # test_registry.py
+    registration = {
+        function for function in native.torch.fallible() if "library" in function
+    }  # test_registry.py
     assert boxing | registration == set(native.torch.fallible())
 
 

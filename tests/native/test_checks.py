@@ -63,7 +63,12 @@ def test_device(native: Any) -> None:
 
 @pytest.mark.parametrize(
     "tensor",
-    [Tensor(4, 8), Tensor(4, 8, strides=[100, 1]), Tensor(4, 1, strides=[9, 7]), Tensor(4, 0, strides=[9, 7])],
+    [
+        Tensor(4, 8),
+        Tensor(4, 8, strides=[100, 1]),
+        Tensor(4, 1, strides=[9, 7]),
+        Tensor(4, 0, strides=[9, 7]),
+    ],
     ids=repr,
 )
 def test_last_stride(native: Any, tensor: Tensor) -> None:
@@ -96,8 +101,5 @@ def test_alignment(native: Any, address: int, stride: int, other: int, aligned: 
 
 def test_grid(native: Any) -> None:
     assert native.runtime.checked_grid(2**31 - 1) == 2**31 - 1
-    with refuses(
-        "op: input: expected a size that takes at most 2147483647 blocks, got 2147483648"
-    ):
+    with refuses("op: input: expected a size that takes at most 2147483647 blocks, got 2147483648"):
         native.runtime.checked_grid(2**31)
-

@@ -27,7 +27,7 @@ def test_all_is_well(native: Any) -> None:
 def test_a_refused_registration_names_the_op(
     native: Any, fresh: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, function: str, nth: int
 ) -> None:
-    """Ops register in the same order each time, so the nth of the whole library is the nth that is refused."""
+    """Ops register in the same order each time, so the nth of the library is the nth refused."""
     op = native.torch.registrations()[nth - 1]["name"]
     monkeypatch.setenv("FAKE_TORCH_FAIL", f"{function}:{nth}")
     refused = fresh()
@@ -37,7 +37,9 @@ def test_a_refused_registration_names_the_op(
     )
 
 
-def test_the_first_refusal_is_kept(native: Any, fresh: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_refusal_is_kept(
+    native: Any, fresh: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a library object, every op is refused: the message stays that of the first."""
     first = native.torch.registrations()[0]["name"]
     monkeypatch.setenv("FAKE_TORCH_FAIL", "aoti_torch_library_init_def:1")

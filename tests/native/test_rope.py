@@ -19,7 +19,9 @@ OPS = [OP]
 TOKENS = st.integers(0, 3000) | st.integers(0, INT_MAX)
 HEADS = st.integers(1, 200) | st.integers(1, 65535)
 # The kernels need a rotary_dim of whole vectors in each half to be aligned.
-ROTARY = st.tuples(st.integers(1, 512), st.just(False)) | st.tuples(st.integers(1, 64).map(lambda n: 8 * n), st.booleans())
+ROTARY = st.tuples(st.integers(1, 512), st.just(False)) | st.tuples(
+    st.integers(1, 64).map(lambda n: 8 * n), st.booleans()
+)
 MULTIPROCESSORS = st.integers(1, 200)
 
 
@@ -41,7 +43,9 @@ def test_the_choice_is_enough_and_no_more(
     assert name.startswith("vector") == aligned
     assert lanes * pairs == half
     assert threads % 32 == 0
-    assert 32 <= threads <= entry_points["rope"][f"rope_neox_bf16_{name}"].max_threads == native.rope.max_threads
+    assert (
+        32 <= threads <= entry_points["rope"][f"rope_neox_bf16_{name}"].max_threads == native.rope.max_threads
+    )
     assert lanes <= threads
     assert threads < heads_per_block * lanes + 32  # at most a warp has no head
     assert 1 <= heads_per_block <= heads
@@ -104,7 +108,11 @@ def test_every_shape_is_chosen_for_something(native: Any) -> None:
 
 
 def values(
-    tokens: int = 4, heads: tuple[int, int] = (8, 2), cached: bool = False, dtype: str = "bfloat16", **changed: Any
+    tokens: int = 4,
+    heads: tuple[int, int] = (8, 2),
+    cached: bool = False,
+    dtype: str = "bfloat16",
+    **changed: Any,
 ) -> list[Any]:
     """The arguments of the op for heads of 64, all of them rotated, with the named ones replaced."""
     q, k = (Tensor(tokens, count, 64, dtype=dtype) for count in heads)
@@ -244,6 +252,13 @@ def test_what_is_refused(native: Any, cached: bool, changed: dict[str, Any], mes
         (2**31, (8, 2), 64, 64, TOO_LARGE.format("[2147483648, 8, 64]")),
         (1, (65535, 1), 64, 64, TOO_LARGE.format("[1, 65535, 64]")),
         (1, (8, 2), 65537, 64, TOO_LARGE.format("[1, 8, 65537]")),
+        (
+            1,
+            (30000, 2768),
+            65536,
+            64,
+            "q: expected a token of fewer than 2^31 elements, k's included, got [1, 30000, 65536]",
+        ),
         (1, (8, 2), 2048, 1026, ROTARY_DIM.format(2048, 1026)),
     ],
 )
@@ -273,7 +288,9 @@ def test_every_shape_is_launched(gpu: Any, dtype: str, interleave: bool) -> None
     kind = {"float16": "f16", "bfloat16": "bf16"}[dtype]
     style = "interleaved" if interleave else "neox"
     for shape, (tokens, aligned) in one_of_each_shape(gpu).items():
-        changed = {} if aligned else {"q_rope": Tensor(tokens, 8, 64, dtype=dtype, address=ODD)}
+        changed: dict[str, Any] = (
+            {} if aligned else {"q_rope": Tensor(tokens, 8, 64, dtype=dtype, address=ODD)}
+        )
         gpu.torch.call(OP, values(tokens, dtype=dtype, interleave=interleave, **changed))
         (launch,) = gpu.driver.launches()
         _, threads, lanes, heads_per_block, head_blocks = gpu.rope.choose(tokens, 10, 64, aligned, 132)
@@ -307,7 +324,7 @@ def test_what_a_launch_carries(gpu: Any, cached: bool, enable_pdl: bool) -> None
             "v_buffer": Tensor(1000, 2, 64, strides=[256, 128, 1], address=0x90000),
             "kv_cache_loc": Tensor(4, dtype="int64", address=0xA0008),
         }
-    given_tensors = {
+    given_tensors: dict[str, Any] = {
         "q": q,
         "k": k,
         "q_rope": q_rope,

@@ -58,7 +58,8 @@ def test_view(native: Any, tensor: Tensor) -> None:
 
 @settings(deadline=None)
 @given(
-    sizes=st.lists(st.integers(0, 5) | st.just(2**20), max_size=4) | st.lists(st.integers(0, 5), min_size=8, max_size=8),
+    sizes=st.lists(st.integers(0, 5) | st.just(2**20), max_size=4)
+    | st.lists(st.integers(0, 5), min_size=8, max_size=8),
     dtype=st.sampled_from(KNOWN_DTYPES),
     device=st.sampled_from(["cpu", "cuda:0", "cuda:5"]),
 )

@@ -107,12 +107,14 @@ using fake::machine;
 extern "C" {
 
 CUresult CUDAAPI cuGetErrorName(CUresult status, const char** name) {
-  if (status != CUDA_ERROR_ILLEGAL_ADDRESS && status != CUDA_ERROR_INVALID_DEVICE) return CUDA_ERROR_INVALID_VALUE;
+  if (status != CUDA_ERROR_ILLEGAL_ADDRESS && status != CUDA_ERROR_INVALID_DEVICE)
+    return CUDA_ERROR_INVALID_VALUE;
   *name = status == CUDA_ERROR_INVALID_DEVICE ? "CUDA_ERROR_INVALID_DEVICE" : "CUDA_ERROR_ILLEGAL_ADDRESS";
   return CUDA_SUCCESS;
 }
 CUresult CUDAAPI cuGetErrorString(CUresult status, const char** text) {
-  if (status != CUDA_ERROR_ILLEGAL_ADDRESS && status != CUDA_ERROR_INVALID_DEVICE) return CUDA_ERROR_INVALID_VALUE;
+  if (status != CUDA_ERROR_ILLEGAL_ADDRESS && status != CUDA_ERROR_INVALID_DEVICE)
+    return CUDA_ERROR_INVALID_VALUE;
   *text = status == CUDA_ERROR_INVALID_DEVICE ? "no such device" : "an illegal address";
   return CUDA_SUCCESS;
 }
@@ -262,7 +264,8 @@ AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** r
 static const char kDriverLibrary[] = "libcuda.so.1", kTorchLibrary[] = "libtorch_cuda.so";
 
 void* __wrap_dlopen(const char* file, int) {
-  if (file == std::string(kDriverLibrary)) return machine().has_driver ? const_cast<char*>(kDriverLibrary) : nullptr;
+  if (file == std::string(kDriverLibrary))
+    return machine().has_driver ? const_cast<char*>(kDriverLibrary) : nullptr;
   if (file == std::string(kTorchLibrary)) {
     return machine().has_torch_cuda ? const_cast<char*>(kTorchLibrary) : nullptr;
   }
@@ -282,7 +285,10 @@ void* __wrap_dlsym(void* library, const char* symbol) {
     const char* symbol;
     void* function;
   };
-#define FAKE_ENTRY(function) {kDriverLibrary, #function, reinterpret_cast<void*>(&function)}
+#define FAKE_ENTRY(function)                                      \
+  {                                                               \
+    kDriverLibrary, #function, reinterpret_cast<void*>(&function) \
+  }
   static const Entry kEntries[] = {
       FAKE_ENTRY(cuGetErrorName),
       FAKE_ENTRY(cuGetErrorString),

@@ -1,5 +1,5 @@
-// The CUDA driver and libtorch_cuda.so as csrc/runtime/driver.cpp finds them: dlopen and dlsym are replaced by the
-// linker's --wrap, so the tests see the same driver on every machine, or none.
+// The CUDA driver and libtorch_cuda.so as csrc/runtime/driver.cpp finds them: dlopen and dlsym are replaced
+// by the linker's --wrap, so the tests see the same driver on every machine, or none.
 #pragma once
 
 #include <cstdint>
@@ -36,11 +36,11 @@ struct Machine {
 
 Machine& machine();
 
-std::vector<Launch> launches();             // since the last call
-int calls(const std::string& function);     // so far
-void set_current_context(int device);       // of this thread; -1: none
-int context_depth();                        // contexts of this thread
-bool is_capture_mode_restored();            // of this thread
+std::vector<Launch> launches();          // since the last call
+int calls(const std::string& function);  // so far
+void set_current_context(int device);    // of this thread; -1: none
+int context_depth();                     // contexts of this thread
+bool is_capture_mode_restored();         // of this thread
 const std::vector<std::string>& families();
 
 }  // namespace fake

@@ -37,9 +37,9 @@ struct State {
   int failing_in = 0;
   std::vector<int64_t> empty_strides;
   std::map<std::string, int32_t> dtype_codes{
-      {"uint8", 0},    {"int8", 1},  {"int16", 2},      {"int32", 3},        {"int64", 4},          {"float16", 5},
-      {"float32", 6},  {"float64", 7}, {"bool", 11},    {"bfloat16", 15},    {"float8_e5m2", 23},   {"float8_e4m3fn", 24},
-      {"uint32", 28},  {"uint64", 29},
+      {"uint8", 0},        {"int8", 1},           {"int16", 2},   {"int32", 3},   {"int64", 4},
+      {"float16", 5},      {"float32", 6},        {"float64", 7}, {"bool", 11},   {"bfloat16", 15},
+      {"float8_e5m2", 23}, {"float8_e4m3fn", 24}, {"uint32", 28}, {"uint64", 29},
   };
   int barrier_threads = 0, barrier_arrived = 0;
   std::condition_variable_any barrier;
@@ -113,10 +113,12 @@ int32_t dtype_code(const char* dtype) {
 }
 
 bool free_slot(void* pointer) {
-  const auto address = reinterpret_cast<uintptr_t>(pointer), first = reinterpret_cast<uintptr_t>(slots.data());
+  const auto address = reinterpret_cast<uintptr_t>(pointer),
+             first = reinterpret_cast<uintptr_t>(slots.data());
   if (address < first || address >= first + sizeof(slots)) return false;
   const size_t index = (address - first) / sizeof(StableIValue);
-  if (slot_states[index].exchange(SlotState::kFreed) != SlotState::kLive) note_problem("an optional slot freed twice");
+  if (slot_states[index].exchange(SlotState::kFreed) != SlotState::kLive)
+    note_problem("an optional slot freed twice");
   slots[index] = 0xdbdbdbdbdbdbdbdb;
   --owed;
   return true;
@@ -145,7 +147,8 @@ TensorSpec take_tensor(AtenTensorHandle handle) {
 
 StableIValue* new_slot(StableIValue value) {
   const size_t index = slot_count++;
-  if (index >= kMaxSlots) throw std::length_error("fake torch: too many optional slots; call problems() in between");
+  if (index >= kMaxSlots)
+    throw std::length_error("fake torch: too many optional slots; call problems() in between");
   slots[index] = value;
   slot_states[index] = SlotState::kLive;
   ++owed;
@@ -165,10 +168,18 @@ bool is_failure_pending() {
 
 const std::vector<std::string>& fallible() {
   static const std::vector<std::string> names{
-      "aoti_torch_delete_tensor_object", "aoti_torch_get_data_ptr",    "aoti_torch_get_dim",
-      "aoti_torch_get_sizes",            "aoti_torch_get_strides",     "aoti_torch_get_dtype",
-      "aoti_torch_get_device_type",      "aoti_torch_get_device_index", "aoti_torch_empty_strided",
-      "aoti_torch_library_init_def",     "aoti_torch_library_init_impl", "aoti_torch_library_def",
+      "aoti_torch_delete_tensor_object",
+      "aoti_torch_get_data_ptr",
+      "aoti_torch_get_dim",
+      "aoti_torch_get_sizes",
+      "aoti_torch_get_strides",
+      "aoti_torch_get_dtype",
+      "aoti_torch_get_device_type",
+      "aoti_torch_get_device_index",
+      "aoti_torch_empty_strided",
+      "aoti_torch_library_init_def",
+      "aoti_torch_library_init_impl",
+      "aoti_torch_library_def",
       "aoti_torch_library_impl",
   };
   return names;
@@ -255,10 +266,12 @@ AOTITorchError aoti_torch_delete_tensor_object(AtenTensorHandle tensor) {
   return must_fail(__func__) ? 1 : 0;
 }
 AOTITorchError aoti_torch_get_data_ptr(AtenTensorHandle tensor, void** ret) {
-  return fake::read(tensor, __func__, [&](fake::TensorSpec& spec) { *ret = reinterpret_cast<void*>(spec.address); });
+  return fake::read(tensor, __func__,
+                    [&](fake::TensorSpec& spec) { *ret = reinterpret_cast<void*>(spec.address); });
 }
 AOTITorchError aoti_torch_get_dim(AtenTensorHandle tensor, int64_t* ret) {
-  return fake::read(tensor, __func__, [&](fake::TensorSpec& spec) { *ret = static_cast<int64_t>(spec.sizes.size()); });
+  return fake::read(tensor, __func__,
+                    [&](fake::TensorSpec& spec) { *ret = static_cast<int64_t>(spec.sizes.size()); });
 }
 AOTITorchError aoti_torch_get_sizes(AtenTensorHandle tensor, int64_t** ret) {
   return fake::read(tensor, __func__, [&](fake::TensorSpec& spec) { *ret = spec.sizes.data(); });
@@ -276,8 +289,9 @@ AOTITorchError aoti_torch_get_device_index(AtenTensorHandle tensor, int32_t* ret
   return fake::read(tensor, __func__, [&](fake::TensorSpec& spec) { *ret = spec.device_index; });
 }
 
-AOTITorchError aoti_torch_empty_strided(int64_t ndim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
-                                        int32_t device_type, int32_t device_index, AtenTensorHandle* ret) {
+AOTITorchError aoti_torch_empty_strided(int64_t ndim, const int64_t* sizes, const int64_t* strides,
+                                        int32_t dtype, int32_t device_type, int32_t device_index,
+                                        AtenTensorHandle* ret) {
   const std::lock_guard lock(state().mutex);
   if (must_fail(__func__)) return 1;
   fake::TensorSpec spec;

@@ -1,7 +1,7 @@
 // torch's C ABI (csrc/runtime/torch_shim.h) over tensors that are descriptions without data.
 //
-// It keeps the books that torch does not: which handles and optional slots are alive, who released what twice, which
-// calls were made. Any function that can fail can be told to.
+// It keeps the books that torch does not: which handles and optional slots are alive, who released what
+// twice, which calls were made. Any function that can fail can be told to.
 #pragma once
 
 #include <cstdint>

@@ -3,15 +3,15 @@
 #include <cstring>
 #include <optional>
 
+#include "bindings.h"
 #include "fake_driver.h"
 #include "fake_torch.h"
-#include "bindings.h"
 #include "probes.h"
 #include "runtime/driver.h"
 #include "runtime/registry.h"
 
-// The sanitizer's own hooks: every report, also of a place that it has reported before, becomes a problem of the test
-// that is running.
+// The sanitizer's own hooks: every report, also of a place that it has reported before, becomes a problem of
+// the test that is running.
 extern "C" const char* __ubsan_default_options() { return "suppress_equal_pcs=0"; }
 extern "C" void __ubsan_get_current_report_data(const char** kind, const char** message, const char** file,
                                                 unsigned* line, unsigned* column, char** address);
@@ -20,7 +20,8 @@ extern "C" void __ubsan_on_report() {
   unsigned line = 0, column = 0;
   char* address = nullptr;
   __ubsan_get_current_report_data(&kind, &message, &file, &line, &column, &address);
-  fake::note_problem(sglk::format("undefined behaviour: %s:%u:%u: %s: %s", file, line, column, kind, message));
+  fake::note_problem(
+      sglk::format("undefined behaviour: %s:%u:%u: %s: %s", file, line, column, kind, message));
 }
 
 namespace {
@@ -38,17 +39,19 @@ Schema parse(const std::string& text) {
   while (!list.empty()) {
     const size_t comma = list.find(", ");
     std::string type = list.substr(0, list.substr(0, comma).rfind(' '));
-    if (const size_t alias = type.find('('); alias != std::string::npos) type.erase(alias, type.find(')') - alias + 1);
+    if (const size_t alias = type.find('('); alias != std::string::npos)
+      type.erase(alias, type.find(')') - alias + 1);
     schema.arguments.push_back(type);
     list = comma == std::string::npos ? "" : list.substr(comma + 2);
   }
   const std::string results = text.substr(arrow + 5);
-  for (size_t at = results.find("Tensor"); at != std::string::npos; at = results.find("Tensor", at + 1)) ++schema.results;
+  for (size_t at = results.find("Tensor"); at != std::string::npos; at = results.find("Tensor", at + 1))
+    ++schema.results;
   return schema;
 }
 
-// One slot as torch 2.7.0 fills it: of a bool and a ScalarType only the lowest byte is written, the rest is whatever
-// was there.
+// One slot as torch 2.7.0 fills it: of a bool and a ScalarType only the lowest byte is written, the rest is
+// whatever was there.
 StableIValue encode(const std::string& type, const py::handle& value, uint64_t garbage) {
   if (type.ends_with("?")) {
     if (value.is_none()) return 0;
@@ -74,14 +77,16 @@ py::dict to_python(const fake::TensorSpec& spec) {
 }
 
 // inputs: the count that the op is told, where it differs from that of `values`.
-py::list call(const std::string& op, const py::list& values, uint64_t garbage, std::optional<uint64_t> inputs) {
+py::list call(const std::string& op, const py::list& values, uint64_t garbage,
+              std::optional<uint64_t> inputs) {
   const fake::Registration* known = nullptr;
   for (const fake::Registration& r : fake::registrations()) {
     if (r.name == op) known = &r;
   }
   if (known == nullptr || known->entry == nullptr) throw py::key_error(op);
   const Schema schema = parse(known->schema);
-  if (!inputs && values.size() != schema.arguments.size()) throw py::value_error(op + ": wrong number of values");
+  if (!inputs && values.size() != schema.arguments.size())
+    throw py::value_error(op + ": wrong number of values");
   std::vector<StableIValue> stack(std::max(schema.arguments.size(), schema.results), garbage);
   for (size_t i = 0; i < values.size(); ++i) stack[i] = encode(schema.arguments[i], values[i], garbage);
   {
@@ -179,7 +184,8 @@ py::dict to_python(const fake::Launch& launch) {
 }
 
 void bind_torch(py::module_ m) {
-  m.def("call", &call, py::arg("op"), py::arg("values"), py::arg("garbage") = 0, py::arg("inputs") = py::none());
+  m.def("call", &call, py::arg("op"), py::arg("values"), py::arg("garbage") = 0,
+        py::arg("inputs") = py::none());
   m.def("fail", &fake::fail, py::arg("function"), py::arg("nth") = 1);
   m.def("is_failure_pending", &fake::is_failure_pending);
   m.def("fallible", &fake::fallible);

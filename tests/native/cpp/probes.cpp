@@ -60,8 +60,8 @@ struct Type<std::optional<T>> {
   }
 };
 
-using Types = std::tuple<Tensor, std::optional<int64_t>, bool, std::optional<Tensor>, double, DType, std::optional<bool>,
-                         int64_t, std::optional<DType>, std::optional<double>>;
+using Types = std::tuple<Tensor, std::optional<int64_t>, bool, std::optional<Tensor>, double, DType,
+                         std::optional<bool>, int64_t, std::optional<DType>, std::optional<double>>;
 constexpr size_t kTypes = std::tuple_size_v<Types>;
 
 void end() {
@@ -77,9 +77,7 @@ void end() {
   if (how == "int") throw 42;
 }
 
-Tensor result(int64_t size) {
-  return Tensor::empty({size, 3}, DType::kFloat32, {sglk::DeviceType::kCpu, 0});
-}
+Tensor result(int64_t size) { return Tensor::empty({size, 3}, DType::kFloat32, {sglk::DeviceType::kCpu, 0}); }
 
 template <class Result, class... Args>
 Result probe(typename Type<Args>::Parameter... arguments) {
@@ -121,7 +119,8 @@ bool define_every(std::index_sequence<kFirst...> sequence) {
   (define_all<kFirst>(sequence), ...);
   define<void>("none", "()");
   define<Tensor, Tensor, std::optional<Tensor>>("returns_one", "Tensor");
-  define<std::tuple<Tensor, Tensor, Tensor>, int64_t>("returns_more_than_it_takes", "(Tensor, Tensor, Tensor)");
+  define<std::tuple<Tensor, Tensor, Tensor>, int64_t>("returns_more_than_it_takes",
+                                                      "(Tensor, Tensor, Tensor)");
   define<std::tuple<Tensor, Tensor, Tensor>, std::optional<Tensor>, Tensor, Tensor, bool, Tensor>(
       "returns_three", "(Tensor, Tensor, Tensor)");
   return true;
@@ -132,7 +131,12 @@ bool define_every(std::index_sequence<kFirst...> sequence) {
 }  // namespace
 
 View view(const Tensor& tensor) {
-  View seen{{}, {}, tensor.numel(), tensor.shape(), sglk::name(tensor.dtype()), sglk::name(tensor.device()),
+  View seen{{},
+            {},
+            tensor.numel(),
+            tensor.shape(),
+            sglk::name(tensor.dtype()),
+            sglk::name(tensor.device()),
             reinterpret_cast<uintptr_t>(tensor.data())};
   for (int64_t d = 0; d < tensor.dim(); ++d) {
     seen.sizes.push_back(tensor.size(d));
@@ -153,12 +157,12 @@ void misbehave(const std::string& how, const std::string& text) {
 }
 
 std::vector<std::string> move_about(Tensor first, Tensor second) {
-  Tensor taken(std::move(first));     // constructed from another
-  first = std::move(second);          // into one that is moved from
+  Tensor taken(std::move(first));  // constructed from another
+  first = std::move(second);       // into one that is moved from
   Tensor& alias = taken;
-  taken = std::move(alias);           // into itself
+  taken = std::move(alias);  // into itself
   std::vector<std::string> shapes{taken.shape(), first.shape()};
-  taken = std::move(first);           // over one that owns
+  taken = std::move(first);  // over one that owns
   shapes.push_back(taken.shape());
   return shapes;
 }

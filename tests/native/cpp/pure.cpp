@@ -9,9 +9,10 @@
 #include "ops/heuristics/rope.h"
 
 fake::TensorSpec spec_of(const py::handle& tensor) {
-  return {tensor.attr("sizes").cast<std::vector<int64_t>>(), tensor.attr("strides").cast<std::vector<int64_t>>(),
-          tensor.attr("dtype_code").cast<int32_t>(),         tensor.attr("device_type").cast<int32_t>(),
-          tensor.attr("device_index").cast<int32_t>(),       tensor.attr("address").cast<uintptr_t>()};
+  return {
+      tensor.attr("sizes").cast<std::vector<int64_t>>(), tensor.attr("strides").cast<std::vector<int64_t>>(),
+      tensor.attr("dtype_code").cast<int32_t>(),         tensor.attr("device_type").cast<int32_t>(),
+      tensor.attr("device_index").cast<int32_t>(),       tensor.attr("address").cast<uintptr_t>()};
 }
 
 py::dict view_to_python(const probes::View& view) {
@@ -66,7 +67,8 @@ void bind_runtime(py::module_ m) {
   m.def("dtype_to_torch", [](const std::string& name) { return sglk::dtype_to_torch(dtype_named(name)); });
   m.def("view", [](const py::handle& tensor) { return view_to_python(probes::view(tensor_of(tensor))); });
   m.def("empty", [](const std::vector<int64_t>& sizes, const std::string& dtype, int device_type, int index) {
-    return view_to_python(probes::view(empty(sizes, dtype, {static_cast<sglk::DeviceType>(device_type), index})));
+    return view_to_python(
+        probes::view(empty(sizes, dtype, {static_cast<sglk::DeviceType>(device_type), index})));
   });
   m.def("move_about", [](const py::handle& first, const py::handle& second) {
     return probes::move_about(tensor_of(first), tensor_of(second));
@@ -88,11 +90,13 @@ void bind_runtime(py::module_ m) {
   });
   m.def("check_dtype_in_three", [](const py::handle& t) {
     const sglk::Tensor tensor = tensor_of(t);
-    sglk::check_dtype_in({"op", "x", tensor}, {sglk::DType::kFloat16, sglk::DType::kBFloat16, sglk::DType::kInt32});
+    sglk::check_dtype_in({"op", "x", tensor},
+                         {sglk::DType::kFloat16, sglk::DType::kBFloat16, sglk::DType::kInt32});
   });
   m.def("check_device", [](const py::handle& t, int device_type, int index, const std::string& reason) {
     const sglk::Tensor tensor = tensor_of(t);
-    sglk::check_device({"op", "x", tensor}, {static_cast<sglk::DeviceType>(device_type), index}, reason.c_str());
+    sglk::check_device({"op", "x", tensor}, {static_cast<sglk::DeviceType>(device_type), index},
+                       reason.c_str());
   });
   m.def("check_last_stride", [](const py::handle& t) {
     const sglk::Tensor tensor = tensor_of(t);
@@ -106,7 +110,8 @@ void bind_runtime(py::module_ m) {
 
 // What the modules of all families have. `first` and `second` select the op or style and the element type.
 template <class First, class Second>
-void bind_kernels(py::module_ m, int count, int (*index)(First, Second, int), std::string (*name)(int), size_t params) {
+void bind_kernels(py::module_ m, int count, int (*index)(First, Second, int), std::string (*name)(int),
+                  size_t params) {
   m.attr("kernel_count") = count;
   m.attr("params_size") = params;
   m.def("kernel_index", [index](int first, int second, int shape) {
