@@ -43,7 +43,7 @@ def test_first_use_in_a_process(first: str) -> None:
 
 @every_sample
 def test_runs_on_the_current_stream_without_waiting(name: str) -> None:
-    """Behind 50 ms of other work on a side stream: in order there, and back to the caller at once."""
+    """Behind 20 ms of other work on a side stream: in order there, and back to the caller at once."""
     expected = eager(name)
     sample = SAMPLES[name](DEVICE)
     for tensor in sample.written:
@@ -51,7 +51,7 @@ def test_runs_on_the_current_stream_without_waiting(name: str) -> None:
     torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
-        torch.cuda._sleep(100_000_000)  # cycles
+        torch.cuda._sleep(40_000_000)  # cycles
         sample.restore()
         sample.call()
         assert not side.record_event().query(), "the call waited for the device"
