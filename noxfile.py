@@ -1,4 +1,4 @@
-"""The front door: `nox -s wheel` builds, proves and publishes; `nox -s tests` tests the factory and the wheel.
+"""The front door: `nox -s wheel` builds, proves and publishes; `nox -s tests` tests factory and wheel.
 
 What the sessions do lives in the package sgl_kernel_rebuild; arguments after `--` reach it.
 """
@@ -6,6 +6,7 @@ What the sessions do lives in the package sgl_kernel_rebuild; arguments after `-
 from __future__ import annotations
 
 import ctypes
+import shutil
 from pathlib import Path
 
 import nox
@@ -32,11 +33,11 @@ def require_gpu(session: nox.Session) -> None:
     count = ctypes.c_int(0)
     try:
         driver = ctypes.CDLL("libcuda.so.1")
-        has_gpu = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+        is_ready = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
     except OSError:
-        has_gpu = False
-    if not has_gpu:
-        session.error(f"{session.name} needs a CUDA GPU: libcuda.so.1 finds none on this machine; run it on one that has")
+        is_ready = False
+    if not is_ready or count.value == 0:
+        session.error(f"{session.name} needs a CUDA GPU, and libcuda.so.1 finds none on this machine")
 
 
 def install_wheel(session: nox.Session, *packages: str) -> None:
@@ -47,16 +48,17 @@ def install_wheel(session: nox.Session, *packages: str) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """Build the wheel, prove it, publish it (arguments after --: to the build, such as -C cmake.define.SGLK_ARCHS=120)."""
+    """Build the wheel, prove it, publish it; arguments go to the build: -- -C cmake.define.SGLK_ARCHS=120"""
     install(session, "build")
     raw = Path(session.create_tmp()).resolve() / "raw"
     proven = raw.with_name("proven")
     for folder in (raw, proven):
-        session.run("python", "-c", f"import shutil; shutil.rmtree({str(folder)!r}, ignore_errors=True)", silent=True)
+        shutil.rmtree(folder, ignore_errors=True)
     session.run("python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(raw), *session.posargs)
     session.run("sgl-kernel-rebuild", "gate", *map(str, raw.glob("*.whl")), "--output", str(proven))
     session.run("python", "-m", "build", "--wheel", "--outdir", str(proven), FACTORY, silent=True)
-    session.run("sgl-kernel-rebuild", "publish", *map(str, sorted(proven.glob("*.whl"))), "--index", WHEELHOUSE)
+    wheels = sorted(map(str, proven.glob("*.whl")))
+    session.run("sgl-kernel-rebuild", "publish", *wheels, "--index", WHEELHOUSE)
 
 
 @nox.session
@@ -91,7 +93,7 @@ def wheel_tests(session: nox.Session, torch: str) -> None:
 
 @nox.session
 def gpu_tests(session: nox.Session) -> None:
-    """The kernels on a GPU, against float64 references (nox --no-venv -s gpu_tests: in the Python that is there)."""
+    """The kernels on a GPU, against float64 references; with --no-venv in the Python that is there."""
     require_gpu(session)
     install_wheel(session, *nox.project.dependency_groups(PROJECT, "gpu"))
     session.run("python", "-m", "pytest", "tests/gpu", *session.posargs)
