@@ -26,6 +26,8 @@ DTYPE_CODES = {
 KNOWN_DTYPES = sorted(set(DTYPE_CODES) - {"complex64"})
 DEVICE_TYPES = {"cpu": 0, "cuda": 1, "meta": 9}
 INT_MAX = 2**31 - 1
+# Where one kernel hands over to the next, and both sides of it.
+NEAR_POWERS_OF_TWO = sorted({max(1, 2**e + d) for e in range(18) for d in (-8, -1, 0, 1, 8)})
 
 
 def contiguous(sizes: Sequence[int]) -> list[int]:

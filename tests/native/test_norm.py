@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ._tensors import INT_MAX, Tensor
+from ._tensors import INT_MAX, NEAR_POWERS_OF_TWO, Tensor
 
 ODD = 0x2002  # an address that no vector starts at
 PLAIN = ["rmsnorm", "gemma_rmsnorm"]
@@ -19,7 +19,12 @@ FUSED = ["fused_add_rmsnorm", "gemma_fused_add_rmsnorm"]
 OPS = PLAIN + FUSED
 VECTOR = 8  # elements of 16 bytes
 TOKENS = st.integers(0, 600) | st.integers(0, INT_MAX)
-HIDDEN = st.integers(1, 2000) | st.integers(1, 200_000) | st.integers(1, 25_000).map(lambda n: n * VECTOR)
+HIDDEN = (
+    st.integers(1, 200_000)
+    | st.integers(1, 25_000).map(lambda n: n * VECTOR)
+    | st.sampled_from(NEAR_POWERS_OF_TWO)
+    | st.sampled_from([VECTOR * n for n in NEAR_POWERS_OF_TWO])
+)
 
 
 def rows_per_block(shape: tuple[str, int, int, int], threads: int) -> int:
