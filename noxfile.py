@@ -19,6 +19,8 @@ WHEELHOUSE = "wheelhouse"
 FACTORY = "python/sgl_kernel_rebuild"
 PROJECT = nox.project.load_toml("pyproject.toml")
 BUILD_REQUIRES = PROJECT["build-system"]["requires"]
+# What SGLang asks for; the newest build of it is the one in the wheelhouse.
+SGL_KERNEL = "sgl-kernel=={}".format(PROJECT["project"]["version"].partition("+")[0])
 # The oldest torch that the wheel is for, and a late one.
 TORCH = ["2.7.0", "2.13.0"]
 
@@ -43,28 +45,47 @@ def require_gpu(session: nox.Session) -> None:
 def install_wheel(session: nox.Session, *packages: str) -> None:
     """Install sgl-kernel from the wheelhouse, as a user would; with --no-venv take what is there."""
     if session.virtualenv.is_sandboxed:
-        session.install("-q", "--find-links", WHEELHOUSE, "sgl-kernel", *packages)
+        session.install("-q", "--find-links", WHEELHOUSE, SGL_KERNEL, *packages)
 
 
-@nox.session
-def wheel(session: nox.Session) -> None:
-    """Build the wheel, prove it, publish it; arguments go to the build: -- -C cmake.define.SGLK_ARCHS=120"""
+def build_wheel(session: nox.Session, *arguments: str) -> list[str]:
+    """Build and prove the wheel and the factory's own; nothing is published."""
     install(session, "build")
     raw = Path(session.create_tmp()).resolve() / "raw"
     proven = raw.with_name("proven")
     for folder in (raw, proven):
         shutil.rmtree(folder, ignore_errors=True)
-    session.run("python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(raw), *session.posargs)
+    session.run("python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(raw), *arguments)
     session.run("sgl-kernel-rebuild", "gate", *map(str, raw.glob("*.whl")), "--output", str(proven))
     session.run("python", "-m", "build", "--wheel", "--outdir", str(proven), FACTORY, silent=True)
-    wheels = sorted(map(str, proven.glob("*.whl")))
+    return sorted(map(str, proven.glob("*.whl")))
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, prove it, publish it; arguments go to the build: -- -C cmake.define.SGLK_ARCHS=120"""
+    wheels = build_wheel(session, *session.posargs)
     session.run("sgl-kernel-rebuild", "publish", *wheels, "--index", WHEELHOUSE)
 
 
 @nox.session
+def reproduce(session: nox.Session) -> None:
+    """Build once more, elsewhere and without the cache: the index takes it only if it has the same bytes."""
+    index = Path(WHEELHOUSE).resolve()
+    elsewhere = Path(session.create_tmp()).resolve() / "another" / "folder"
+    shutil.rmtree(elsewhere, ignore_errors=True)
+    shutil.copytree(
+        ".", elsewhere, ignore=shutil.ignore_patterns(".*", "build", "dist", "wheelhouse"), symlinks=True
+    )
+    session.env["SGLK_CACHE_DIR"] = str(elsewhere / "cache")
+    session.chdir(elsewhere)
+    session.run("sgl-kernel-rebuild", "publish", *build_wheel(session), "--index", str(index))
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
-    """Everything that needs no GPU: unit, native, and the wheel under each torch."""
-    for name in ("unit", "native", *(f"wheel_tests(torch='{torch}')" for torch in TORCH)):
+    """Everything that needs no GPU: unit, native, the same bytes again, and the wheel under each torch."""
+    for name in ("unit", "native", "reproduce", *(f"wheel_tests(torch='{torch}')" for torch in TORCH)):
         session.notify(name, session.posargs)
 
 

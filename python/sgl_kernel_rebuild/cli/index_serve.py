@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import click
@@ -31,6 +32,9 @@ def serve(directory: Path, port: int) -> None:
         url = f"http://{server.server_name}:{server.server_port}/simple/"
         click.echo(f"Serving {directory} at {url} (Ctrl-C ends it)")
         click.echo(f"Install with: pip install --index-url {url} PROJECT")
+        # A shell starts background jobs with SIGINT ignored, a service manager sends SIGTERM: both end it.
+        for end in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(end, signal.default_int_handler)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

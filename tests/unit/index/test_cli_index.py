@@ -25,6 +25,11 @@ def run(tmp_path, monkeypatch):
     return invoke
 
 
+def test_publish_names_the_version_of_a_local_one(run, make_wheel):
+    result = run("publish", make_wheel(version="1.2+local.1"))
+    assert "pip install --find-links wheelhouse demo-pkg==1.2" in result.stdout
+
+
 def test_publish_and_publish_again(run, make_wheel):
     wheel = make_wheel()
     sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
@@ -133,7 +138,8 @@ def test_serve_needs_an_index(run, tmp_path):
     assert "Publish a wheel there first." in result.stderr
 
 
-def test_serve_until_interrupted(run, make_wheel, tmp_path, pytestconfig):
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_serve_until_interrupted(run, make_wheel, tmp_path, pytestconfig, end):
     run("publish", make_wheel())
     options = ["index", "serve", tmp_path / "wheelhouse", "--port", "0"]
     with subprocess.Popen(
@@ -151,8 +157,8 @@ def test_serve_until_interrupted(run, make_wheel, tmp_path, pytestconfig):
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             with opener.open(f"{url[0]}demo-pkg/", timeout=10) as response:
                 assert b"demo_pkg-1.0-py3-none-any.whl" in response.read()
-            process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=10)
+            process.send_signal(end)
+            _, errors = process.communicate(timeout=60)
         finally:
             process.kill()
     assert process.returncode == 0
