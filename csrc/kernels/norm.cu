@@ -7,7 +7,8 @@
 //
 //   rows   kLanes lanes own a row, kVectors · 16 bytes each: no barrier (head_dim-wide rows)
 //   block  a block owns a row and holds it in registers, kVectors · 16 bytes a thread
-//   any    a block walks a row twice in single elements (odd sizes, unaligned rows, very long rows)
+//   element_8  the same with eight single elements a thread (odd sizes, unaligned rows)
+//   any    a block walks a row twice in single elements (very long rows)
 #include "common/pdl.cuh"
 #include "common/reduce.cuh"
 #include "common/vector.cuh"
@@ -131,6 +132,41 @@ __device__ __forceinline__ void norm_block(const NormParams& p) {
   let_successor_start();
 }
 
+template <class T, bool kFused, int kElements>
+__device__ __forceinline__ void norm_elements(const NormParams& p) {
+  const int64_t token = blockIdx.x;
+  const T* const input = static_cast<const T*>(p.input) + token * p.input_stride;
+  T* const residual = static_cast<T*>(p.residual) + token * p.residual_stride;
+  T* const output = static_cast<T*>(p.output) + token * p.output_stride;
+  const T* const weight = static_cast<const T*>(p.weight);
+  wait_for_predecessor();
+
+  // Past the end a thread reads the last element again, so that no branch parts the loads.
+  float x[kElements], w[kElements];
+#pragma unroll
+  for (int e = 0; e < kElements; ++e) {
+    const int i = min(static_cast<int>(threadIdx.x + e * blockDim.x), p.hidden - 1);
+    x[e] = to_float(input[i]);
+    if constexpr (kFused) x[e] += to_float(residual[i]);
+    w[e] = to_float(weight[i]) + p.weight_bias;
+  }
+  float sum = 0.0f;
+#pragma unroll
+  for (int e = 0; e < kElements; ++e) sum += threadIdx.x + e * blockDim.x < p.hidden ? x[e] * x[e] : 0.0f;
+  // The barrier in here also keeps a clamped read apart from the write of its element: both may be one
+  // tensor.
+  const float scale = rsqrtf(sum_block(sum) / p.hidden + p.eps);
+#pragma unroll
+  for (int e = 0; e < kElements; ++e) {
+    const int i = threadIdx.x + e * blockDim.x;
+    if (i < p.hidden) {
+      if constexpr (kFused) residual[i] = from_float<T>(x[e]);
+      output[i] = from_float<T>(x[e] * scale * w[e]);
+    }
+  }
+  let_successor_start();
+}
+
 template <class T, bool kFused>
 __device__ __forceinline__ void norm_any(const NormParams& p) {
   const int64_t token = blockIdx.x;
@@ -169,21 +205,25 @@ __device__ __forceinline__ void norm_any(const NormParams& p) {
     sglk::norm_block<sglk::dtype, fused, vectors>(p);                              \
   }
 
-#define SGLK_NORM(op, fused, dtype)                                    \
-  SGLK_NORM_ROWS(op, fused, dtype, 4, 1)                               \
-  SGLK_NORM_ROWS(op, fused, dtype, 8, 1)                               \
-  SGLK_NORM_ROWS(op, fused, dtype, 16, 1)                              \
-  SGLK_NORM_ROWS(op, fused, dtype, 32, 1)                              \
-  SGLK_NORM_ROWS(op, fused, dtype, 32, 2)                              \
-  SGLK_NORM_ROWS(op, fused, dtype, 32, 4)                              \
-  SGLK_NORM_BLOCK(op, fused, dtype, 1, 1024)                           \
-  SGLK_NORM_BLOCK(op, fused, dtype, 2, 1024)                           \
-  SGLK_NORM_BLOCK(op, fused, dtype, 3, 512)                            \
-  SGLK_NORM_BLOCK(op, fused, dtype, 4, 512)                            \
-  SGLK_NORM_BLOCK(op, fused, dtype, 8, 512)                            \
-  extern "C" __global__ void __launch_bounds__(1024)                   \
-      op##_##dtype##_any(const __grid_constant__ sglk::NormParams p) { \
-    sglk::norm_any<sglk::dtype, fused>(p);                             \
+#define SGLK_NORM(op, fused, dtype)                                          \
+  SGLK_NORM_ROWS(op, fused, dtype, 4, 1)                                     \
+  SGLK_NORM_ROWS(op, fused, dtype, 8, 1)                                     \
+  SGLK_NORM_ROWS(op, fused, dtype, 16, 1)                                    \
+  SGLK_NORM_ROWS(op, fused, dtype, 32, 1)                                    \
+  SGLK_NORM_ROWS(op, fused, dtype, 32, 2)                                    \
+  SGLK_NORM_ROWS(op, fused, dtype, 32, 4)                                    \
+  SGLK_NORM_BLOCK(op, fused, dtype, 1, 1024)                                 \
+  SGLK_NORM_BLOCK(op, fused, dtype, 2, 1024)                                 \
+  SGLK_NORM_BLOCK(op, fused, dtype, 3, 512)                                  \
+  SGLK_NORM_BLOCK(op, fused, dtype, 4, 512)                                  \
+  SGLK_NORM_BLOCK(op, fused, dtype, 8, 512)                                  \
+  extern "C" __global__ void __launch_bounds__(1024)                         \
+      op##_##dtype##_element_8(const __grid_constant__ sglk::NormParams p) { \
+    sglk::norm_elements<sglk::dtype, fused, 8>(p);                           \
+  }                                                                          \
+  extern "C" __global__ void __launch_bounds__(1024)                         \
+      op##_##dtype##_any(const __grid_constant__ sglk::NormParams p) {       \
+    sglk::norm_any<sglk::dtype, fused>(p);                                   \
   }
 
 SGLK_NORM(rmsnorm, false, bf16)

@@ -64,8 +64,9 @@ def test_host_and_device_agree_on_threads_and_parameters(native: Any, entry_poin
 
 
 def test_norm_shapes_are_named_after_their_template_arguments(native: Any) -> None:
-    for name, lanes, vectors, _ in native.norm.shapes:
-        expected = f"rows_{lanes}x{vectors}" if lanes else f"block_{vectors}" if vectors else "any"
+    for name, lanes, width, accesses, _ in native.norm.shapes:
+        sort = "block" if width > 1 else "element"
+        expected = f"rows_{lanes}x{accesses}" if lanes else f"{sort}_{accesses}" if accesses else "any"
         assert name == expected
 
 

@@ -27,7 +27,7 @@ HIDDEN = (
 )
 
 
-def rows_per_block(shape: tuple[str, int, int, int], threads: int) -> int:
+def rows_per_block(shape: tuple[str, int, int, int, int], threads: int) -> int:
     return threads // shape[1] if shape[1] else 1
 
 
@@ -35,26 +35,26 @@ def rows_per_block(shape: tuple[str, int, int, int], threads: int) -> int:
 @given(tokens=TOKENS, hidden=HIDDEN, aligned=st.booleans())
 def test_the_choice_is_enough_and_no_more(native: Any, tokens: int, hidden: int, aligned: bool) -> None:
     index, threads, blocks = native.norm.choose(tokens, hidden, aligned)
-    name, lanes, vectors, max_threads = native.norm.shapes[index]
+    name, lanes, width, accesses, max_threads = native.norm.shapes[index]
     assert threads % 32 == 0
     assert 32 <= threads <= max_threads
     rows = rows_per_block(native.norm.shapes[index], threads)
     assert blocks == -(-tokens // rows) <= INT_MAX
+    if width == VECTOR:
+        assert aligned
+        assert hidden % VECTOR == 0
     if name == "any":
         assert threads == max_threads or threads - 32 < hidden
     else:
-        assert aligned
-        assert hidden % VECTOR == 0
-        capacity = (lanes or threads) * vectors
-        spare = capacity - hidden // VECTOR
+        spare = (lanes or threads) * accesses - hidden // width
         assert spare >= 0
         if lanes:  # no smaller kernel of this sort would do
             assert all(
-                not other_lanes or other_lanes * other_vectors < hidden // VECTOR
-                for _, other_lanes, other_vectors, _ in native.norm.shapes[:index]
+                not other_lanes or other_lanes * other_accesses < hidden // width
+                for _, other_lanes, _, other_accesses, _ in native.norm.shapes[:index]
             )
         else:  # not one warp too many
-            assert spare < 32 * vectors
+            assert spare < 32 * accesses
     assert native.torch.problems() == []
 
 
@@ -67,8 +67,8 @@ def test_the_choice_is_enough_and_no_more(native: Any, tokens: int, hidden: int,
 def test_every_element_is_covered_once(native: Any, tokens: int, hidden: int, aligned: bool) -> None:
     """The index arithmetic of csrc/kernels/norm.cu, thread by thread. A unit is a vector, or an element."""
     index, threads, blocks = native.norm.choose(tokens, hidden, aligned)
-    name, lanes, vectors, _ = native.norm.shapes[index]
-    units = hidden if name == "any" else hidden // VECTOR
+    name, lanes, width, accesses, _ = native.norm.shapes[index]
+    units = hidden // width
     covered = [bytearray(units) for _ in range(tokens)]
     for block in range(blocks):
         for thread in range(threads):
@@ -76,9 +76,9 @@ def test_every_element_is_covered_once(native: Any, tokens: int, hidden: int, al
                 token, mine = block, range(thread, units, threads)
             elif lanes:
                 token = block * (threads // lanes) + thread // lanes
-                mine = range(thread % lanes, lanes * vectors, lanes)
+                mine = range(thread % lanes, lanes * accesses, lanes)
             else:
-                token, mine = block, range(thread, threads * vectors, threads)
+                token, mine = block, range(thread, threads * accesses, threads)
             if token < tokens:
                 for unit in mine:
                     if unit < units:
@@ -244,19 +244,19 @@ def test_what_a_fused_launch_carries(gpu: Any) -> None:
 def test_unaligned_rows_go_element_by_element(gpu: Any, changed: dict[str, Any]) -> None:
     gpu.torch.call("rmsnorm", values("rmsnorm", **changed))
     (launch,) = gpu.driver.launches()
-    assert launch["kernel"] == "rmsnorm_bf16_any"
+    assert launch["kernel"] == "rmsnorm_bf16_element_8"
 
 
 @pytest.mark.parametrize("residual", [Tensor(4, 64, address=ODD), Tensor(4, 64, strides=[65, 1])], ids=str)
 def test_an_unaligned_residual_too(gpu: Any, residual: Tensor) -> None:
     gpu.torch.call("fused_add_rmsnorm", values("fused_add_rmsnorm", residual=residual))
     (launch,) = gpu.driver.launches()
-    assert launch["kernel"] == "fused_add_rmsnorm_bf16_any"
+    assert launch["kernel"] == "fused_add_rmsnorm_bf16_element_8"
 
 
 def test_the_stride_of_an_only_row_is_not_read(gpu: Any) -> None:
     row = Tensor(1, 64, strides=[3, 1])
     gpu.torch.call("rmsnorm", [row, row, Tensor(64), 1e-6, False])
     (launch,) = gpu.driver.launches()
-    assert launch["kernel"] != "rmsnorm_bf16_any"
+    assert launch["kernel"] == "rmsnorm_bf16_rows_8x1"
     assert launch["params"]["input_stride"] == launch["params"]["output_stride"] == 64

@@ -124,7 +124,7 @@ void bind_norm(py::module_ m) {
   using namespace sglk::norm;
   bind_kernels(m, kKernelCount, kernel_index, kernel_name, sizeof(sglk::NormParams));
   py::list shapes;
-  for (const Shape& s : kShapes) shapes.append(py::make_tuple(s.name, s.lanes, s.vectors, s.max_threads));
+  for (const Shape& s : kShapes) shapes.append(py::make_tuple(s.name, s.lanes, s.width, s.accesses, s.max_threads));
   m.attr("shapes") = shapes;
   m.def("choose", [](int64_t tokens, int64_t hidden, bool is_aligned) {
     const Choice c = choose(tokens, hidden, is_aligned);
