@@ -29,7 +29,7 @@ Call = Callable[..., object]
 class Case:
     """One shape of one op. ``make`` returns a set of inputs, with which ``call`` and each peer are called.
 
-    ``nbytes``: each input read once and each output written once; weights, angles and positions are left out.
+    ``nbytes``: each input read once and each output written once; weights, one row for all, are left out.
     ``is_core``: timed in a quick run too. ``is_compiled``: the eager peer is also timed under torch.compile.
     """
 

@@ -102,6 +102,7 @@ def case(tokens: int, shape: Shape, **kinds: bool) -> Case:
     elements = 2 * (shape.q_heads + shape.k_heads) * shape.rotary_dim
     if shape.is_stored:
         elements += shape.k_heads * (4 * shape.head_size - shape.rotary_dim)
-    moved = tokens * elements * BF16.itemsize
+    angles = shape.rotary_dim * torch.float32.itemsize + torch.int64.itemsize  # of a token, with its position
+    moved = tokens * (elements * BF16.itemsize + angles)
     name = f"rope {shape}".format(tokens)
     return Case(name, moved, lambda: make_inputs(tokens, shape), call, eager, **kinds)
