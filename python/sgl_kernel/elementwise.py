@@ -1,4 +1,4 @@
-"""Norms, gated activations, rotary embedding and the float8 store under one name; the families live in modules of their own."""
+"""Norms, activations, rotary embedding and float8 store; the families live in modules of their own."""
 
 from __future__ import annotations
 

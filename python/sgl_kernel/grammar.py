@@ -1,4 +1,4 @@
-"""Masks for grammar-guided sampling: the logits of the tokens that a grammar forbids become minus infinity."""
+"""Masks for grammar-guided sampling: the logits of forbidden tokens become minus infinity."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ def apply_token_bitmask_inplace_cuda(
     Raises RuntimeError for other shapes, dtypes and devices.
     """
     if isinstance(indices, list):
-        indices = torch.tensor(indices, dtype=torch.int32, device=logits.device)
-    elif indices is not None:
-        indices = indices.to(logits.device)
-        if indices.dtype not in _INDEX_DTYPES:
-            indices = indices.to(torch.int32)
-    _apply(logits, bitmask, indices)
+        rows: Tensor | None = torch.tensor(indices, dtype=torch.int32, device=logits.device)
+    elif indices is None:
+        rows = None
+    else:
+        dtype = indices.dtype if indices.dtype in _INDEX_DTYPES else torch.int32
+        rows = indices.to(logits.device, dtype)
+    _apply(logits, bitmask, rows)
 
 
 _OP = "apply_token_bitmask_inplace_cuda"

@@ -7,6 +7,8 @@ tokens have the same row, either may be found there.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -69,7 +71,7 @@ def _check_rows(a: Argument) -> None:
 
 
 def _width(t: Tensor) -> int:
-    return t.shape[1:].numel()
+    return math.prod(t.shape[1:])
 
 
 def _check_cache(a: Argument, rows: Argument) -> None:

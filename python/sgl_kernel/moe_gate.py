@@ -135,7 +135,7 @@ def _check_gate(input: Tensor, bias: Tensor, groups: int, topk_group: int, topk:
 
 
 def _best(values: Tensor, count: int) -> Tensor:
-    """The indices of the ``count`` largest of each row, descending; NaN first, the lower of equal ones first."""
+    """The indices of each row's ``count`` largest, descending; NaN first, the lower of equal ones first."""
     return torch.sort(values, dim=-1, descending=True, stable=True).indices[:, :count]
 
 
@@ -175,6 +175,7 @@ def _moe_fused_gate_fake(
     return input.new_empty(shape, dtype=torch.float32), input.new_empty(shape, dtype=torch.int32)
 
 
+@implements("moe_fused_gate")
 def _moe_fused_gate_cpu(
     input: Tensor,
     bias: Tensor,
@@ -205,6 +206,3 @@ def _moe_fused_gate_cpu(
         torch.cat((weights * scale, weights.new_full(shared_ids.shape, shared_weight)), 1),
         torch.cat((ids, shared_ids), 1).to(torch.int32),
     )
-
-
-implements("moe_fused_gate")(_moe_fused_gate_cpu)
