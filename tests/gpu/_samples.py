@@ -151,7 +151,10 @@ def softmax_gate(device: str, experts: int, topk: int) -> Sample:
 
 
 def group_gate(device: str) -> Sample:
-    logits, bias = randn(device, 17, 256, dtype=torch.float32), randn(device, 256, dtype=torch.float32, seed=1)
+    logits, bias = (
+        randn(device, 17, 256, dtype=torch.float32),
+        randn(device, 256, dtype=torch.float32, seed=1),
+    )
     weights = unwritten(logits, 17, 8)
     ids = torch.full((17, 8), -1, dtype=torch.int32, device=device)
     return Sample(group_gate_into, (weights, ids, logits, bias), {}, (weights, ids))
