@@ -52,6 +52,21 @@ inline void check_last_stride(const Argument& a) {
              a.op, a.name, a.tensor.stride(-1));
 }
 
+// Row-major without gaps. A dimension of one element has no stride to speak of, an empty tensor none at all.
+inline bool is_contiguous(const Tensor& tensor) {
+  int64_t expected = 1;
+  for (int64_t d = tensor.dim() - 1; d >= 0; --d) {
+    if (tensor.size(d) != 1 && tensor.stride(d) != expected) return tensor.numel() == 0;
+    expected *= tensor.size(d);
+  }
+  return true;
+}
+
+inline void check_contiguous(const Argument& a) {
+  SGLK_CHECK(is_contiguous(a.tensor), "%s: %s: expected a contiguous tensor, got %s with other strides", a.op,
+             a.name, a.tensor.shape().c_str());
+}
+
 // `pointer` and every stride that follows, in elements of `element_size` bytes, are multiples of `bytes`.
 inline bool is_aligned(int bytes, int element_size, const void* pointer,
                        std::initializer_list<int64_t> strides) {

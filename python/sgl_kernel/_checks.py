@@ -54,6 +54,11 @@ def check_last_stride(a: Argument) -> None:
         fail(a.op, f"{a.name}.stride(-1)", "1", a.tensor.stride(-1))
 
 
+def check_contiguous(a: Argument) -> None:
+    if not a.tensor.is_contiguous():
+        fail(a.op, a.name, "a contiguous tensor", f"{shape(a.tensor)} with other strides")
+
+
 def shape(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 

@@ -1,4 +1,4 @@
-"""Decode attention (MLA, lightning) and the merge of partial attention results. None is provided yet."""
+"""Decode attention (MLA, lightning; not provided yet) and the merge of partial attention results."""
 
 # mypy: disable-error-code="empty-body"
 
@@ -7,6 +7,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sgl_kernel._missing import not_provided
+from sgl_kernel.merge import merge_state, merge_state_v2
 
 __all__ = [
     "cutlass_mla_decode",
@@ -22,30 +23,6 @@ def lightning_attention_decode(
     q: Tensor, k: Tensor, v: Tensor, past_kv: Tensor, slope: Tensor, output: Tensor, new_kv: Tensor
 ) -> None:
     """One step of linear attention with an exponentially decaying state."""
-
-
-@not_provided
-def merge_state(
-    v_a: Tensor,
-    s_a: Tensor,
-    v_b: Tensor,
-    s_b: Tensor,
-    v_merged: Tensor | None = None,
-    s_merged: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Merges two partial attention outputs by their log-sum-exps in base 2."""
-
-
-@not_provided
-def merge_state_v2(
-    v_a: Tensor,
-    s_a: Tensor,
-    v_b: Tensor,
-    s_b: Tensor,
-    v_merged: Tensor | None = None,
-    s_merged: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Merges two partial attention outputs by their natural log-sum-exps."""
 
 
 @not_provided

@@ -1,4 +1,4 @@
-"""Routing of tokens to experts, and the work around grouped GEMMs. None is provided yet."""
+"""Routing of tokens to experts, and the work around grouped GEMMs (not provided yet)."""
 
 # mypy: disable-error-code="empty-body"
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from sgl_kernel._missing import not_provided
+from sgl_kernel.moe_align import moe_align_block_size
+from sgl_kernel.moe_gate import moe_fused_gate, topk_softmax
 
 __all__ = [
     "apply_shuffle_mul_sum",
@@ -23,41 +25,6 @@ __all__ = [
     "prepare_moe_input",
     "topk_softmax",
 ]
-
-
-@not_provided
-def moe_align_block_size(
-    topk_ids: Tensor,
-    num_experts: int,
-    block_size: int,
-    sorted_token_ids: Tensor,
-    experts_ids: Tensor,
-    num_tokens_post_pad: Tensor,
-    cumsum_buffer: Tensor,
-    pad_sorted_token_ids: bool = False,
-) -> None:
-    """Sorts the choices of all tokens by expert, padded to whole blocks."""
-
-
-@not_provided
-def topk_softmax(
-    topk_weights: Tensor, topk_ids: Tensor, gating_output: Tensor, renormalize: bool = False
-) -> None:
-    """The largest probabilities of each token's softmax over the experts."""
-
-
-@not_provided
-def moe_fused_gate(
-    input_tensor: Tensor,
-    bias: Tensor,
-    num_expert_group: int,
-    topk_group: int,
-    topk: int,
-    num_fused_shared_experts: int = 0,
-    routed_scaling_factor: float = 0,
-    apply_routed_scaling_factor_on_output: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Sigmoid gating with a bias, limited to the best groups of experts: weights and ids."""
 
 
 @not_provided

@@ -9,6 +9,7 @@ from typing import Any
 import sgl_kernel
 import torch
 from sgl_kernel import FusedSetKVBufferArg
+from sgl_kernel.kv_store import store_kv_cache
 from torch import Tensor
 
 __all__ = ["OPS", "SAMPLES", "Sample"]
@@ -109,6 +110,73 @@ def rope_and_store(
     )
 
 
+def merge(name: str, device: str, dtype: torch.dtype) -> Sample:
+    v_a, v_b = randn(device, 17, 8, 128, dtype=dtype), randn(device, 17, 8, 128, dtype=dtype, seed=1)
+    s_a, s_b = (randn(device, 17, 8, dtype=torch.float32, seed=seed) for seed in (2, 3))
+    v, s = unwritten(v_a), unwritten(s_a)
+    return Sample(getattr(sgl_kernel, name), (v_a, s_a, v_b, s_b, v, s), {}, (v, s))
+
+
+def randint(device: str, low: int, high: int, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(5)).to(dtype).to(device)
+
+
+def bitmask(device: str, is_indexed: bool) -> Sample:
+    logits = randn(device, 5, 1000, dtype=torch.float32)
+    mask = randint(device, -(2**31), 2**31, 5, 32)
+    indices = torch.tensor([3, 0], device=device) if is_indexed else None
+    function = sgl_kernel.grammar.apply_token_bitmask_inplace_cuda
+    return Sample(function, (logits, mask, indices), {}, (logits,))
+
+
+def store(device: str) -> Sample:
+    k, v = randn(device, 17, 2, 128), randn(device, 17, 2, 128, seed=1)
+    k_cache, v_cache = randn(device, 40, 2, 128, seed=2), randn(device, 40, 2, 128, seed=3)
+    loc = torch.arange(39, 5, -2, device=device)
+    return Sample(store_kv_cache, (k_cache, v_cache, loc, k, v), {}, (k_cache, v_cache))
+
+
+def downcast(device: str) -> Sample:
+    k, v = randn(device, 17, 2, 128), randn(device, 17, 2, 128, seed=1)
+    k_out, v_out = (torch.zeros(40, 2, 128, dtype=torch.uint8, device=device) for _ in range(2))
+    scale, loc = torch.full((1,), 0.37, device=device), torch.arange(17, device=device)
+    return Sample(sgl_kernel.downcast_fp8, (k, v, k_out, v_out, scale, scale, loc, 2, 3), {}, (k_out, v_out))
+
+
+def softmax_gate(device: str, experts: int, topk: int) -> Sample:
+    logits = randn(device, 17, experts, dtype=torch.float32)
+    weights = unwritten(logits, 17, topk)
+    ids = torch.full((17, topk), -1, dtype=torch.int32, device=device)
+    return Sample(sgl_kernel.topk_softmax, (weights, ids, logits, True), {}, (weights, ids))
+
+
+def group_gate(device: str) -> Sample:
+    logits, bias = (
+        randn(device, 17, 256, dtype=torch.float32),
+        randn(device, 256, dtype=torch.float32, seed=1),
+    )
+    weights = unwritten(logits, 17, 8)
+    ids = torch.full((17, 8), -1, dtype=torch.int32, device=device)
+    return Sample(group_gate_into, (weights, ids, logits, bias), {}, (weights, ids))
+
+
+def group_gate_into(weights: Tensor, ids: Tensor, logits: Tensor, bias: Tensor) -> None:
+    """The public function returns new tensors; the tests of the runtime look at given ones."""
+    results = sgl_kernel.moe_fused_gate(logits, bias, 8, 4, 8, 1, 2.5)
+    weights.copy_(results[0])
+    ids.copy_(results[1])
+
+
+def align(device: str, tokens: int) -> Sample:
+    ids = randint(device, -1, 128, tokens, 8)
+    runs, labels, total, scratch = (
+        torch.full((size,), -7, dtype=torch.int32, device=device)
+        for size in (ids.numel() + 129 * 63, ids.numel() // 64 + 130, 1, 130)
+    )
+    arguments = (ids, 129, 64, runs, labels, total, scratch, True)
+    return Sample(sgl_kernel.moe_align_block_size, arguments, {}, (runs, labels, total))
+
+
 SAMPLES: dict[str, Callable[[str], Sample]] = {
     "rmsnorm": lambda device: plain_norm("rmsnorm", device, 17, 4096),
     "rmsnorm, heads": lambda device: plain_norm("rmsnorm", device, 99, 128),
@@ -123,6 +191,17 @@ SAMPLES: dict[str, Callable[[str], Sample]] = {
     "rope, interleaved": lambda device: rope(device, is_neox=False, is_fused=False),
     "rope, neox, stored": lambda device: rope(device, is_neox=True, is_fused=True),
     "rope, interleaved, stored": lambda device: rope(device, is_neox=False, is_fused=True),
+    "merge_state": lambda device: merge("merge_state", device, torch.bfloat16),
+    "merge_state_v2": lambda device: merge("merge_state_v2", device, torch.float16),
+    "bitmask": lambda device: bitmask(device, is_indexed=False),
+    "bitmask, some rows": lambda device: bitmask(device, is_indexed=True),
+    "store_kv_cache": store,
+    "downcast_fp8": downcast,
+    "topk_softmax": lambda device: softmax_gate(device, 128, 8),
+    "topk_softmax, any": lambda device: softmax_gate(device, 700, 40),
+    "moe_fused_gate": group_gate,
+    "moe_align_block_size": lambda device: align(device, 100),
+    "moe_align_block_size, two kernels": lambda device: align(device, 700),
 }
 
 
@@ -160,4 +239,15 @@ OPS: dict[str, tuple[str, Callable[[str], tuple[Any, ...]]]] = {
     "gelu_tanh_and_mul": ("gelu_tanh_and_mul", activation_op),
     "rope": ("apply_rope_pos_ids_cos_sin_cache", lambda device: rope_op(device, is_stored=False)),
     "rope, stored": ("apply_rope_pos_ids_cos_sin_cache", lambda device: rope_op(device, is_stored=True)),
+    "merge_state": ("merge_state", lambda device: merge("merge_state", device, torch.bfloat16).args),
+    "merge_state_v2": ("merge_state_v2", lambda device: merge("merge_state_v2", device, torch.float16).args),
+    "bitmask": ("apply_token_bitmask_inplace_cuda", lambda device: bitmask(device, is_indexed=True).args),
+    "store_kv_cache": ("store_kv_cache", lambda device: store(device).args),
+    "downcast_fp8": ("downcast_fp8", lambda device: (*downcast(device).args, 0)),
+    "topk_softmax": ("topk_softmax", lambda device: softmax_gate(device, 128, 8).args),
+    "moe_fused_gate": (
+        "moe_fused_gate",
+        lambda device: (*group_gate(device).args[2:], 8, 4, 8, 1, 2.5, False),
+    ),
+    "moe_align_block_size": ("moe_align_block_size", lambda device: align(device, 700).args),
 }
