@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-F = TypeVar("F", bound=Callable[..., None])
+F = TypeVar("F", bound=Callable[..., Any])
 
 LIBRARY = Path(__file__).with_name("libsgl_kernel.so")
 
