@@ -56,7 +56,7 @@ Tensor gptq_gemm(const Tensor& a, const Tensor& b_q_weight, const Tensor& b_gptq
   check_dim(weight_arg, 2, "[in * bit / 32, out]");
   check_dense(weight_arg, DType::kInt32, "packed weights", b_q_weight.device(), "");
   const int64_t n = b_q_weight.size(1), k = checked_rows(op, "b_q_weight", b_q_weight.size(0), bit);
-  check_multiple(op, "b_q_weight.size(1)", n * bit, 32);
+  check_multiple(op, "b_q_weight.size(1)", n, bit == 3 ? 32 : 32 / bit);  // whole words of zero points
   check_int(op, "b_q_weight.size(1)", n);
   check_int(op, "a.size(1)", k);
   check_dim(a_arg, 2, "[tokens, in]");

@@ -1,4 +1,4 @@
-"""Quantized matrix products and the quantization of operands; families that are provided have their modules."""
+"""Quantized matrix products and the quantization of operands. What is provided has modules of its own."""
 
 # mypy: disable-error-code="empty-body"
 

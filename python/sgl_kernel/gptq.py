@@ -46,8 +46,8 @@ def gptq_gemm(
     ``a``: float16 [tokens, in], last stride 1. ``b_g_idx``: int32 [in], or empty. Without ``use_shuffle``
     the weights are those of the checkpoint and row k has group ``b_g_idx[k]``. With it they went through
     ``gptq_shuffle``: row k multiplies column ``b_g_idx[k]`` of ``a``, and groups are consecutive rows, as
-    they are wherever ``b_g_idx`` is empty. On a GPU, a row whose index does not exist counts as zeros. A violation
-    raises RuntimeError.
+    they are wherever ``b_g_idx`` is empty. On a GPU, a row whose index does not exist counts as zeros. A
+    violation raises RuntimeError.
     """
     out: Tensor = _gptq_gemm(a, b_q_weight, b_gptq_qzeros, b_gptq_scales, b_g_idx, use_shuffle, bit)
     return out
@@ -98,7 +98,7 @@ def _check_gemm(
     op = "gptq_gemm"
     weight = Argument(op, "b_q_weight", b_q_weight)
     rows, columns = _check_weight(weight, bit), b_q_weight.size(1)
-    check_multiple(op, "b_q_weight.size(1)", columns * bit, 32)
+    check_multiple(op, "b_q_weight.size(1)", columns, 32 if bit == 3 else 32 // bit)
     check_int(op, "b_q_weight.size(1)", columns)
     check_int(op, "a.size(1)", rows)
 
