@@ -56,7 +56,7 @@ def _check(qweight: Tensor, scales: Tensor, qzeros: Tensor) -> None:
 
 def _unpack(words: Tensor) -> Tensor:
     fields = unpack_columns(words, 4).reshape(words.size(0), words.size(1), 8)
-    return fields[..., AWQ_FIELDS[4]].flatten(1)
+    return fields[..., AWQ_FIELDS[4]].reshape(words.size(0), words.size(1) * 8)
 
 
 @fakes("awq_dequantize")

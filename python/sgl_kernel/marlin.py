@@ -98,8 +98,8 @@ def _check_awq(b_q_weight: Tensor, size_k: int, size_n: int, num_bits: int) -> N
 
 
 def _repack_awq(b_q_weight: Tensor, size_k: int, size_n: int, bits: int) -> Tensor:
-    linear = unpack_columns(b_q_weight, bits).reshape(size_k, -1, 32 // bits)
-    return _to_marlin(linear[..., AWQ_FIELDS[bits]].reshape(size_k, size_n), bits)
+    words = unpack_columns(b_q_weight, bits).reshape(size_k, size_n * bits // 32, 32 // bits)
+    return _to_marlin(words[..., AWQ_FIELDS[bits]].reshape(size_k, size_n), bits)
 
 
 @fakes("awq_marlin_repack")
