@@ -20,7 +20,7 @@ FAMILY_TESTS = {
     "awq": test_awq,
     "gptq": test_gptq,
 }
-# The families whose kernels are ops or styles × element types × shapes.
+# The families whose kernels are all combinations of an op or style, an element type and a shape.
 FIRST = {"norm": 2, "activation": 3, "rope": 2}  # ops or styles
 SECOND = {"norm": 2, "activation": 3, "rope": 2}  # element types
 

@@ -10,6 +10,7 @@ namespace sglk::gptq {
 
 constexpr int kMaxThreads = 128;
 constexpr int kBits[] = {2, 3, 4, 8};
+constexpr const char* kBitsNames[] = {"2", "3", "4", "8"};
 constexpr int kBitsCount = std::size(kBits);
 
 struct Shape {
@@ -68,8 +69,8 @@ inline int gemm_index(int bits_index, bool is_indexed, int shape) {
 inline std::string kernel_name(int index) {
   if (index == kCopy) return "gptq_copy";
   if (index == kReduce) return "gptq_reduce";
-  if (index >= kShuffle) return "gptq_shuffle_" + std::to_string(kBits[index - kShuffle]);
-  return "gptq_gemm_" + std::to_string(kBits[index / kShapeCount / 2]) +
+  if (index >= kShuffle) return std::string("gptq_shuffle_") + kBitsNames[index - kShuffle];
+  return std::string("gptq_gemm_") + kBitsNames[index / kShapeCount / 2] +
          (index / kShapeCount % 2 == 0 ? "_grouped_" : "_indexed_") + kShapes[index % kShapeCount].name;
 }
 
