@@ -72,7 +72,7 @@ def _check_weight(a: Argument, bit: int) -> int:
         fail(a.op, "bit", "2, 3, 4 or 8", bit)
     check_dim(a, 2, "[in * bit / 32, out]")
     check_dense(a, torch.int32, "packed weights", a)
-    words = a.tensor.size(0)
+    words: int = a.tensor.size(0)
     if words * 32 % bit != 0:
         fail(a.op, f"{a.name}.size(0)", "a multiple of 3", words)
     return words * 32 // bit
