@@ -1,4 +1,4 @@
-"""Quantized matrix products, and the quantization of their operands. None is provided yet."""
+"""Quantized matrix products and the quantization of operands. What is provided has modules of its own."""
 
 # mypy: disable-error-code="empty-body"
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from sgl_kernel._missing import not_provided
+from sgl_kernel.awq import awq_dequantize
+from sgl_kernel.gptq import gptq_gemm, gptq_shuffle
 from sgl_kernel.scalar_type import ScalarType
 
 __all__ = [
@@ -34,11 +36,6 @@ __all__ = [
     "shuffle_rows",
     "silu_and_mul_scaled_fp4_grouped_quant",
 ]
-
-
-@not_provided
-def awq_dequantize(qweight: Tensor, scales: Tensor, qzeros: Tensor) -> Tensor:
-    """AWQ weights of 4 bits as a matrix [in, out] in the dtype of their scales."""
 
 
 @not_provided
@@ -226,21 +223,3 @@ def gptq_marlin_gemm(
     is_zp_float: bool = False,
 ) -> Tensor:
     """``a`` times quantized weights in Marlin's tiles, dequantized on the fly."""
-
-
-@not_provided
-def gptq_gemm(
-    a: Tensor,
-    b_q_weight: Tensor,
-    b_gptq_qzeros: Tensor,
-    b_gptq_scales: Tensor,
-    b_g_idx: Tensor,
-    use_shuffle: bool,
-    bit: int,
-) -> Tensor:
-    """``a`` times GPTQ weights of 2, 3, 4 or 8 bits."""
-
-
-@not_provided
-def gptq_shuffle(q_weight: Tensor, q_perm: Tensor, bit: int) -> None:
-    """Reorders GPTQ weights in place, as ``gptq_gemm`` reads them with ``use_shuffle``."""

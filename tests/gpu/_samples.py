@@ -175,6 +175,55 @@ def align(device: str, tokens: int) -> Sample:
     )
     arguments = (ids, 129, 64, runs, labels, total, scratch, True)
     return Sample(sgl_kernel.moe_align_block_size, arguments, {}, (runs, labels, total))
+def integers(device: str, *shape: int, seed: int = 0, low: int = -(2**31), high: int = 2**31) -> Tensor:
+    """int32, by default of any bits."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(low, high, shape, generator=generator).int().to(device)
+
+
+def order(device: str, count: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(9)).int().to(device)
+
+
+def into(out: Tensor, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> None:
+    """A function that returns a new tensor, as one that writes ``out``."""
+    out.copy_(function(*args, **kwargs))
+
+
+def repack(name: str, device: str, bits: int, is_permuted: bool = False) -> Sample:
+    size_k, size_n = 96, 320
+    shape = (size_k * bits // 32, size_n) if name == "gptq_marlin_repack" else (size_k, size_n * bits // 32)
+    leading = (3,) if name == "awq_marlin_moe_repack" else ()
+    perms = () if name == "awq_marlin_repack" else (order(device, size_k if is_permuted else 0),)
+    out = integers(device, *leading, size_k // 16, size_n * bits // 2, seed=1)
+    weights = integers(device, *leading, *shape)
+    return Sample(into, (out, getattr(sgl_kernel, name), weights, *perms, size_k, size_n, bits), {}, (out,))
+
+
+def awq(device: str, group_size: int, dtype: torch.dtype) -> Sample:
+    rows, words = 4 * group_size, 130
+    scales = randn(device, 4, 8 * words, dtype=dtype)
+    out = unwritten(scales, rows, 8 * words)
+    arguments = (integers(device, rows, words), scales, integers(device, 4, words, seed=1))
+    return Sample(into, (out, sgl_kernel.awq_dequantize, *arguments), {}, (out,))
+
+
+def gptq(device: str, tokens: int, bits: int, is_indexed: bool = False) -> Sample:
+    rows, columns, groups = 1024, 160, 8
+    scales = torch.full((groups, columns), 2.0**-10, dtype=torch.float16, device=device)
+    weights = integers(device, rows * bits // 32, columns)
+    zeros = integers(device, groups, columns * bits // 32, seed=1)
+    g_idx = integers(device, rows if is_indexed else 0, seed=2, low=0, high=groups)
+    # Integers, of sums that fp32 and fp16 hold exactly: the result depends on no order of summation.
+    a = integers(device, tokens, rows, seed=3, low=0, high=2).half() / 64
+    out = unwritten(scales, tokens, columns)
+    arguments = (a, weights, zeros, scales, g_idx, False, bits)
+    return Sample(into, (out, sgl_kernel.gptq_gemm, *arguments), {}, (out,))
+
+
+def gptq_shuffle(device: str, bits: int) -> Sample:
+    weights = integers(device, 96 * bits // 32, 96)
+    return Sample(sgl_kernel.gptq_shuffle, (weights, order(device, 96), bits), {}, (weights,))
 
 
 SAMPLES: dict[str, Callable[[str], Sample]] = {
@@ -202,6 +251,22 @@ SAMPLES: dict[str, Callable[[str], Sample]] = {
     "moe_fused_gate": group_gate,
     "moe_align_block_size": lambda device: align(device, 100),
     "moe_align_block_size, two kernels": lambda device: align(device, 700),
+    "awq_marlin_repack": lambda device: repack("awq_marlin_repack", device, 4),
+    "awq_marlin_repack, 8 bits": lambda device: repack("awq_marlin_repack", device, 8),
+    "awq_marlin_moe_repack": lambda device: repack("awq_marlin_moe_repack", device, 4),
+    "gptq_marlin_repack": lambda device: repack("gptq_marlin_repack", device, 4),
+    "gptq_marlin_repack, 8 bits": lambda device: repack("gptq_marlin_repack", device, 8),
+    "gptq_marlin_repack, permuted": lambda device: repack("gptq_marlin_repack", device, 4, True),
+    "awq_dequantize": lambda device: awq(device, 128, torch.float16),
+    "awq_dequantize, bf16": lambda device: awq(device, 4, torch.bfloat16),
+    "awq_dequantize, odd group": lambda device: awq(device, 7, torch.float16),
+    "gptq_gemm, m1": lambda device: gptq(device, 1, 4),
+    "gptq_gemm, m3, 3 bits": lambda device: gptq(device, 3, 3),
+    "gptq_gemm, m2, indexed": lambda device: gptq(device, 2, 4, True),
+    "gptq_gemm, m17": lambda device: gptq(device, 17, 4),
+    "gptq_gemm, m17, 2 bits, indexed": lambda device: gptq(device, 17, 2, True),
+    "gptq_shuffle": lambda device: gptq_shuffle(device, 4),
+    "gptq_shuffle, 3 bits": lambda device: gptq_shuffle(device, 3),
 }
 
 
@@ -229,6 +294,11 @@ def rope_op(device: str, is_stored: bool) -> tuple[Any, ...]:
     return (q, k, q_rope, k_rope, cache, positions, False, False, 0, *stored)
 
 
+def of_sample(sample: Sample) -> tuple[Any, ...]:
+    """The op's own arguments, of a sample that calls it through ``into``."""
+    return tuple(sample.args[2:])
+
+
 OPS: dict[str, tuple[str, Callable[[str], tuple[Any, ...]]]] = {
     "rmsnorm": ("rmsnorm", lambda device: norm_op(device, is_fused=False)),
     "gemma_rmsnorm": ("gemma_rmsnorm", lambda device: norm_op(device, is_fused=False)),
@@ -250,4 +320,19 @@ OPS: dict[str, tuple[str, Callable[[str], tuple[Any, ...]]]] = {
         lambda device: (*group_gate(device).args[2:], 8, 4, 8, 1, 2.5, False),
     ),
     "moe_align_block_size": ("moe_align_block_size", lambda device: align(device, 700).args),
+    "awq_marlin_repack": (
+        "awq_marlin_repack",
+        lambda device: of_sample(repack("awq_marlin_repack", device, 4)),
+    ),
+    "awq_marlin_moe_repack": (
+        "awq_marlin_moe_repack",
+        lambda device: of_sample(repack("awq_marlin_moe_repack", device, 4)),
+    ),
+    "gptq_marlin_repack": (
+        "gptq_marlin_repack",
+        lambda device: of_sample(repack("gptq_marlin_repack", device, 8, True)),
+    ),
+    "awq_dequantize": ("awq_dequantize", lambda device: of_sample(awq(device, 32, torch.bfloat16))),
+    "gptq_gemm": ("gptq_gemm", lambda device: of_sample(gptq(device, 5, 4))),
+    "gptq_shuffle": ("gptq_shuffle", lambda device: gptq_shuffle(device, 4).args),
 }

@@ -9,10 +9,18 @@ from typing import Any
 
 import pytest
 
-from . import test_activation, test_norm, test_rope
+from . import test_activation, test_awq, test_gptq, test_marlin_repack, test_norm, test_rope
 from ._build import CSRC, FAMILIES, ROOT
 
-FAMILY_TESTS = {"norm": test_norm, "activation": test_activation, "rope": test_rope}
+FAMILY_TESTS = {
+    "norm": test_norm,
+    "activation": test_activation,
+    "rope": test_rope,
+    "marlin_repack": test_marlin_repack,
+    "awq": test_awq,
+    "gptq": test_gptq,
+}
+# The families whose kernels are all combinations of an op or style, an element type and a shape.
 FIRST = {"norm": 2, "activation": 3, "rope": 2}  # ops or styles
 SECOND = {"norm": 2, "activation": 3, "rope": 2}  # element types
 
@@ -22,9 +30,12 @@ def names(native: Any, family: str) -> list[str]:
     return [module.kernel_name(index) for index in range(module.kernel_count)]
 
 
-def max_threads(native: Any, family: str, shape: tuple[Any, ...]) -> int:
-    bounds: dict[str, int] = {"norm": shape[-1], "activation": 128, "rope": native.rope.max_threads}
-    return bounds[family]
+def max_threads(native: Any, family: str, index: int) -> int:
+    module = getattr(native, family)
+    if family == "activation":
+        return 128
+    bound: int = module.shapes[index % len(module.shapes)][-1] if family == "norm" else module.max_threads
+    return bound
 
 
 def test_a_family_has_one_file_of_each_kind() -> None:
@@ -42,9 +53,13 @@ def test_the_host_selects_exactly_the_entry_points(native: Any, entry_points: An
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_names_are_unique(native: Any, family: str) -> None:
+    assert len(set(names(native, family))) == getattr(native, family).kernel_count
+
+
+@pytest.mark.parametrize("family", FIRST)
 def test_indices_and_names_are_one_to_one(native: Any, family: str) -> None:
     module = getattr(native, family)
-    assert len(set(names(native, family))) == module.kernel_count
     shapes = range(len(module.shapes))
     triples = itertools.product(range(FIRST[family]), range(SECOND[family]), shapes)
     assert [module.kernel_index(*triple) for triple in triples] == list(range(module.kernel_count))
@@ -57,9 +72,7 @@ def test_host_and_device_agree_on_threads_and_parameters(native: Any, entry_poin
     module = getattr(native, family)
     for index, name in enumerate(names(native, family)):
         entry = entry_points[family][name]
-        assert entry.max_threads == max_threads(native, family, module.shapes[index % len(module.shapes)]), (
-            name
-        )
+        assert entry.max_threads == max_threads(native, family, index), name
         assert entry.params_bytes == module.params_size, name
 
 

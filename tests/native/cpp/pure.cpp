@@ -1,10 +1,16 @@
 // Opens the pure functions of csrc to the tests.
 #include "bindings.h"
 #include "kernels/activation.h"
+#include "kernels/awq.h"
+#include "kernels/gptq.h"
+#include "kernels/marlin_repack.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
 #include "ops/checks.h"
 #include "ops/heuristics/activation.h"
+#include "ops/heuristics/awq.h"
+#include "ops/heuristics/gptq.h"
+#include "ops/heuristics/marlin_repack.h"
 #include "ops/heuristics/norm.h"
 #include "ops/heuristics/rope.h"
 
@@ -158,6 +164,44 @@ void bind_rope(py::module_ m) {
   });
 }
 
+void bind_marlin_repack(py::module_ m) {
+  using namespace sglk::marlin_repack;
+  m.attr("kernel_count") = kKernelCount;
+  m.attr("params_size") = sizeof(sglk::MarlinRepackParams);
+  m.attr("max_threads") = kMaxThreads;
+  m.def("kernel_name", kernel_name);
+  m.def("choose", [](int source, int bits, int64_t size_k, int64_t size_n) {
+    const Choice c = choose(static_cast<Source>(source), bits, size_k, size_n);
+    return py::make_tuple(c.kernel, kKernels[c.kernel].tiles, c.chunks, c.blocks);
+  });
+}
+
+void bind_awq(py::module_ m) {
+  using namespace sglk::awq;
+  m.attr("kernel_count") = kKernelCount;
+  m.attr("params_size") = sizeof(sglk::AwqParams);
+  m.attr("max_threads") = kMaxThreads;
+  m.def("kernel_name", kernel_name);
+  m.def("choose",
+        [](int64_t rows, int64_t words, int64_t group_size, bool is_aligned, int multiprocessors) {
+          const Choice c = choose(rows, words, group_size, is_aligned, multiprocessors);
+          return py::make_tuple(kShapes[c.shape].name, kShapes[c.shape].rows, c.chunks, c.blocks);
+        });
+}
+
+void bind_gptq(py::module_ m) {
+  using namespace sglk::gptq;
+  m.attr("kernel_count") = kKernelCount;
+  m.attr("params_size") = sizeof(sglk::GptqParams);
+  m.attr("max_threads") = kMaxThreads;
+  m.def("kernel_name", kernel_name);
+  m.def("choose", [](int64_t tokens, int64_t n, int64_t k, int multiprocessors) {
+    const Choice c = choose(tokens, n, k, multiprocessors);
+    return py::make_tuple(kShapes[c.shape].rows, c.units_per_split, c.splits, c.row_blocks, c.column_blocks,
+                          c.blocks);
+  });
+}
+
 }  // namespace
 
 void bind_pure(py::module_ m) {
@@ -165,4 +209,7 @@ void bind_pure(py::module_ m) {
   bind_norm(m.def_submodule("norm"));
   bind_activation(m.def_submodule("activation"));
   bind_rope(m.def_submodule("rope"));
+  bind_marlin_repack(m.def_submodule("marlin_repack"));
+  bind_awq(m.def_submodule("awq"));
+  bind_gptq(m.def_submodule("gptq"));
 }
