@@ -288,20 +288,21 @@ __device__ __forceinline__ void histogram_step(const SamplingParams& p) {
     if (key != 0) histogram.add(key >> 21, key, has_count, has_mass);
   });
   __syncthreads();
-  for (int i = threadIdx.x; i < kBins; i += kThreads) {
-    if (histogram.count[i] != 0) atomicAdd(&counts[i], histogram.count[i]);
-    const uint64_t mass = histogram.mass(i);
-    if (mass != 0) atomicAdd(reinterpret_cast<unsigned long long*>(&masses[i]), mass);
+  if (p.chunks > 1) {
+    for (int i = threadIdx.x; i < kBins; i += kThreads) {
+      if (histogram.count[i] != 0) atomicAdd(&counts[i], histogram.count[i]);
+      const uint64_t mass = histogram.mass(i);
+      if (mass != 0) atomicAdd(reinterpret_cast<unsigned long long*>(&masses[i]), mass);
+    }
+    if (!is_last_block(&state.histogram_blocks, p.chunks)) return;
+    for (int i = threadIdx.x; i < kBins; i += kThreads) {
+      histogram.count[i] = has_count ? __ldcg(&counts[i]) : 0;
+      const uint64_t mass = has_mass ? __ldcg(&masses[i]) : 0;
+      histogram.mass_low[i] = static_cast<unsigned>(mass);
+      histogram.mass_high[i] = static_cast<unsigned>(mass >> 32);
+    }
+    __syncthreads();
   }
-  if (!is_last_block(&state.histogram_blocks, p.chunks)) return;
-
-  for (int i = threadIdx.x; i < kBins; i += kThreads) {
-    histogram.count[i] = has_count ? __ldcg(&counts[i]) : 0;
-    const uint64_t mass = has_mass ? __ldcg(&masses[i]) : 0;
-    histogram.mass_low[i] = static_cast<unsigned>(mass);
-    histogram.mass_high[i] = static_cast<unsigned>(mass >> 32);
-  }
-  __syncthreads();
   const Limits limits = limits_of(p, at);
   const Digit digit = find_digit<true>(histogram, limits, 0, 0, 0.0, buffers);
   if (threadIdx.x == 0) {

@@ -20,15 +20,15 @@ struct alignas(64) SamplingState {
 
 // Strides are in elements. Every row is contiguous.
 struct SamplingParams {
-  const float* input;         // [input_rows, vocabulary] probabilities or logits
-  float* output;              // [rows, vocabulary]; null for samplers
-  int* tokens;                // [rows]; null unless a sampler
-  const int* indices;         // [rows] rows of the input; null: row i for output i
-  const int* top_k;           // [input_rows]; null: top_k_value
-  const float* limit;         // [input_rows] top_p or min_p; null: limit_value
-  SamplingState* states;      // [rows]
-  unsigned int* counts;       // [rows, 2048] keys by their first digit; null unless top-k
-  unsigned long* masses;      // [rows, 2048] sums of their 24-bit significands; null unless top-p
+  const float* input;     // [input_rows, vocabulary] probabilities or logits
+  float* output;          // [rows, vocabulary]; null for samplers
+  int* tokens;            // [rows]; null unless a sampler
+  const int* indices;     // [rows] rows of the input; null: row i for output i
+  const int* top_k;       // [input_rows]; null: top_k_value
+  const float* limit;     // [input_rows] top_p or min_p; null: limit_value
+  SamplingState* states;  // [rows]
+  unsigned int* counts;   // [rows, 2048] keys by their first digit; null unless top-k; used where chunks > 1
+  unsigned long* masses;  // [rows, 2048] sums of their 24-bit significands; null unless top-p; likewise
   unsigned long* segments;    // [rows, 16 · chunks] fixed-point mass that is kept for sure; samplers only
   unsigned long* candidates;  // [rows, capacity] key · 2^32 + segment
   long input_stride;

@@ -90,8 +90,9 @@ Scratch scratch_of(const Call& call, int64_t rows, const Choice& choice) {
   Scratch scratch{};
   int64_t end = rows * int64_t{sizeof(SamplingState)};
   const auto take = [&end](int64_t bytes) { return std::exchange(end, end + bytes); };
-  scratch.counts = take(call.has_k ? rows * kBins * 4 : 0);
-  scratch.masses = take(call.has_p ? rows * kBins * 8 : 0);
+  const int64_t shared_rows = choice.chunks > 1 ? rows : 0;  // else a block keeps its histogram to itself
+  scratch.counts = take(call.has_k ? shared_rows * kBins * 4 : 0);
+  scratch.masses = take(call.has_p ? shared_rows * kBins * 8 : 0);
   scratch.clear_end = end;
   scratch.segments = take(call.is_sampler ? rows * choice.chunks * kWarps * 8 : 0);
   scratch.candidates = take(call.is_min_p ? 0 : rows * choice.capacity * 8);

@@ -12,6 +12,7 @@ from torch import Tensor
 __all__ = ["draw", "mask", "min_p_threshold", "random_bits", "renormalize", "threshold"]
 
 _WORD = 0xFFFFFFFF
+_UINT64 = 0xFFFFFFFFFFFFFFFF
 
 
 def clean(probs: Tensor) -> Tensor:
@@ -102,10 +103,15 @@ def _parts(probs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def random_bits(seed: int, offset: int, row: int) -> int:
-    """64 bits of Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011)."""
-    block = (offset & (1 << 64) - 1) // 4
-    c0, c1, c2, c3 = block & _WORD, block >> 32, row & _WORD, row >> 32
-    k0, k1 = seed & _WORD, seed >> 32 & _WORD
+    """64 random bits: the block of Philox that the offset, in 32-bit words, and the row select."""
+    words = philox(seed, (offset & _UINT64) // 4, row)
+    return words[1] << 32 | words[0]
+
+
+def philox(key: int, block: int, stream: int) -> tuple[int, int, int, int]:
+    """Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011)."""
+    c0, c1, c2, c3 = block & _WORD, block >> 32, stream & _WORD, stream >> 32
+    k0, k1 = key & _WORD, key >> 32 & _WORD
     for _ in range(10):
         product0, product1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
         c0, c1, c2, c3 = (
@@ -115,4 +121,4 @@ def random_bits(seed: int, offset: int, row: int) -> int:
             product0 & _WORD,
         )
         k0, k1 = k0 + 0x9E3779B9 & _WORD, k1 + 0xBB67AE85 & _WORD
-    return c1 << 32 | c0
+    return c0, c1, c2, c3

@@ -12,6 +12,7 @@ The largest entry is always kept: k below 1 acts as 1. NaN and negative probabil
 draws one token in proportion to its probability; rows need not add up to 1; of a row without a positive entry
 it returns token 0. With ``indices``, output i is drawn from row ``indices[i]`` with the thresholds of that
 row; a row that does not exist counts as row 0. As upstream, the number of outputs is ``probs.size(0)``.
+With ``check_nan`` a NaN in the input is a ValueError; looking for it waits for the device.
 
 Equal states of the generator, probabilities and thresholds give equal tokens, on every device. A draw takes
 the Philox seed and offset of ``generator`` (default: the device's own) and advances the offset; a CPU
@@ -100,12 +101,13 @@ def top_k_top_p_sampling_from_probs(
 ) -> Tensor:
     """One token per row, drawn from what both filters keep.
 
-    ``filter_apply_order``: "joint" applies both to ``probs``; "top_k_first" applies top-p to what top-k keeps,
-    renormalized. Raises ValueError for any other.
+    ``filter_apply_order``: "joint" applies both to ``probs``; "top_k_first" applies top-p to what top-k keeps
+    once it is renormalized. Raises ValueError for any other.
     """
     if filter_apply_order == "top_k_first":
+        _check_nan(probs, check_nan)
         renormalized = top_k_renorm_probs(probs, top_k)
-        return top_p_sampling_from_probs(renormalized, top_p, indices, deterministic, generator, check_nan)
+        return top_p_sampling_from_probs(renormalized, top_p, indices, deterministic, generator)
     _check_joint(filter_apply_order)
     probs, out, rows = _sampler_arguments(probs, indices, check_nan)
     state = _draw_state(generator, probs.device)
@@ -189,12 +191,16 @@ def _split(value: Any, dtype: torch.dtype, unused: Any) -> tuple[Tensor | None, 
     return None, value
 
 
+def _check_nan(probs: Tensor, is_wanted: bool) -> None:
+    if is_wanted and bool(probs.isnan().any()):  # waits for the device
+        raise ValueError("Input probs contains NaN.")
+
+
 def _sampler_arguments(
     probs: Tensor, indices: Tensor | None, check_nan: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
+    _check_nan(probs, check_nan)
     probs = probs.float()
-    if check_nan and bool(probs.isnan().any()):
-        raise ValueError("Input probs contains NaN.")
     rows = None if indices is None else indices.to(torch.int32).contiguous()
     return probs, torch.empty(probs.size(0), dtype=torch.int32, device=probs.device), rows
 

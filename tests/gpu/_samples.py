@@ -109,6 +109,24 @@ def rope_and_store(
     )
 
 
+def probabilities(device: str, rows: int, vocabulary: int) -> Tensor:
+    return randn("cpu", rows, vocabulary, dtype=torch.float32).mul(3).softmax(-1).to(device)
+
+
+def filtered(name: str, device: str, rows: int, vocabulary: int, limit: float) -> Sample:
+    """The public function, its result kept in a tensor that the test can look at."""
+    probs = probabilities(device, rows, vocabulary)
+    out = unwritten(probs)
+    function = getattr(sgl_kernel, name)
+    return Sample(lambda probs, limit: out.copy_(function(probs, limit)), (probs, limit), {}, (out,))
+
+
+def drawn(name: str, device: str, rows: int, vocabulary: int) -> Sample:
+    """The operator below the public function, which would take the seed from the generator."""
+    arguments = sampler_op(name, device, rows, vocabulary)
+    return Sample(getattr(torch.ops.sgl_kernel, name), arguments, {}, (arguments[1],))
+
+
 SAMPLES: dict[str, Callable[[str], Sample]] = {
     "rmsnorm": lambda device: plain_norm("rmsnorm", device, 17, 4096),
     "rmsnorm, heads": lambda device: plain_norm("rmsnorm", device, 99, 128),
@@ -123,6 +141,12 @@ SAMPLES: dict[str, Callable[[str], Sample]] = {
     "rope, interleaved": lambda device: rope(device, is_neox=False, is_fused=False),
     "rope, neox, stored": lambda device: rope(device, is_neox=True, is_fused=True),
     "rope, interleaved, stored": lambda device: rope(device, is_neox=False, is_fused=True),
+    "top_k_renorm": lambda device: filtered("top_k_renorm_prob", device, 3, 32000, 50),
+    "top_p_renorm": lambda device: filtered("top_p_renorm_prob", device, 17, 4099, 0.9),
+    "top_k_mask_logits": lambda device: filtered("top_k_mask_logits", device, 5, 1000, 20),
+    "top_p_sampling": lambda device: drawn("top_p_sampling_from_probs", device, 17, 32000),
+    "top_k_top_p_sampling": lambda device: drawn("top_k_top_p_sampling_from_probs", device, 3, 151936),
+    "min_p_sampling": lambda device: drawn("min_p_sampling_from_probs", device, 99, 111),
 }
 
 
@@ -150,6 +174,27 @@ def rope_op(device: str, is_stored: bool) -> tuple[Any, ...]:
     return (q, k, q_rope, k_rope, cache, positions, False, False, 0, *stored)
 
 
+def filter_op(name: str, device: str) -> tuple[Any, ...]:
+    probs = probabilities(device, 5, 64)
+    if name == "top_p_renorm_probs":
+        return probs, torch.zeros_like(probs), None, 0.8
+    return (
+        probs,
+        torch.zeros_like(probs),
+        torch.tensor([1, 2, 9, 64, 99], dtype=torch.int32, device=device),
+        0,
+    )
+
+
+def sampler_op(name: str, device: str, rows: int = 5, vocabulary: int = 64) -> tuple[Any, ...]:
+    probs = probabilities(device, rows, vocabulary)
+    out = torch.full((rows,), -1, dtype=torch.int32, device=device)
+    limit = torch.linspace(0.01, 0.99, rows, device=device)
+    top_k = torch.arange(5, 5 + rows, dtype=torch.int32, device=device)
+    limits = (top_k, 0.0, limit, 0.0) if "top_k" in name else (limit, 0.0)
+    return probs, out, None, *limits, True, 7, 4
+
+
 OPS: dict[str, tuple[str, Callable[[str], tuple[Any, ...]]]] = {
     "rmsnorm": ("rmsnorm", lambda device: norm_op(device, is_fused=False)),
     "gemma_rmsnorm": ("gemma_rmsnorm", lambda device: norm_op(device, is_fused=False)),
@@ -160,4 +205,19 @@ OPS: dict[str, tuple[str, Callable[[str], tuple[Any, ...]]]] = {
     "gelu_tanh_and_mul": ("gelu_tanh_and_mul", activation_op),
     "rope": ("apply_rope_pos_ids_cos_sin_cache", lambda device: rope_op(device, is_stored=False)),
     "rope, stored": ("apply_rope_pos_ids_cos_sin_cache", lambda device: rope_op(device, is_stored=True)),
+    "top_k_renorm_probs": ("top_k_renorm_probs", lambda device: filter_op("top_k_renorm_probs", device)),
+    "top_p_renorm_probs": ("top_p_renorm_probs", lambda device: filter_op("top_p_renorm_probs", device)),
+    "top_k_mask_logits": ("top_k_mask_logits", lambda device: filter_op("top_k_mask_logits", device)),
+    "top_p_sampling_from_probs": (
+        "top_p_sampling_from_probs",
+        lambda device: sampler_op("top_p_sampling_from_probs", device),
+    ),
+    "top_k_top_p_sampling_from_probs": (
+        "top_k_top_p_sampling_from_probs",
+        lambda device: sampler_op("top_k_top_p_sampling_from_probs", device),
+    ),
+    "min_p_sampling_from_probs": (
+        "min_p_sampling_from_probs",
+        lambda device: sampler_op("min_p_sampling_from_probs", device),
+    ),
 }

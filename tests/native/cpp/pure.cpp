@@ -3,10 +3,12 @@
 #include "kernels/activation.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
+#include "kernels/sampling.h"
 #include "ops/checks.h"
 #include "ops/heuristics/activation.h"
 #include "ops/heuristics/norm.h"
 #include "ops/heuristics/rope.h"
+#include "ops/heuristics/sampling.h"
 
 fake::TensorSpec spec_of(const py::handle& tensor) {
   return {
@@ -158,6 +160,19 @@ void bind_rope(py::module_ m) {
   });
 }
 
+void bind_sampling(py::module_ m) {
+  using namespace sglk::sampling;
+  bind_kernels(m, kKernelCount, kernel_index, kernel_name, sizeof(sglk::SamplingParams));
+  py::list shapes;
+  for (const Shape& s : kShapes) shapes.append(py::make_tuple(s.name, s.elements));
+  m.attr("shapes") = shapes;
+  m.attr("threads") = kThreads;
+  m.def("choose", [](int64_t rows, int64_t vocabulary, bool is_aligned, int multiprocessors) {
+    const Choice c = choose(rows, vocabulary, is_aligned, multiprocessors);
+    return py::make_tuple(c.shape, c.chunks, c.segment, c.capacity, c.fraction_bits);
+  });
+}
+
 }  // namespace
 
 void bind_pure(py::module_ m) {
@@ -165,4 +180,5 @@ void bind_pure(py::module_ m) {
   bind_norm(m.def_submodule("norm"));
   bind_activation(m.def_submodule("activation"));
   bind_rope(m.def_submodule("rope"));
+  bind_sampling(m.def_submodule("sampling"));
 }
