@@ -1,6 +1,7 @@
 """``python -m benchmarks.run OUT_DIR``: time the families, write one JSON each, then the report.
 
 --family NAME      norm, activation, rope or awq; several times for several (default: all)
+--family NAME      norm, activation, rope or sampling; several times for several (default: all)
 --quick            the cases of the baseline alone, three replays each
 --no-compile       without torch.compile among the peers
 --peer-path DIR    also time the sgl_kernel installed in DIR (pip install --target), in a process of its own
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 FAMILIES = ("norm", "activation", "rope", "awq")
+FAMILIES = ("norm", "activation", "rope", "sampling")
 PEER = "peer sgl_kernel"
 
 
@@ -87,6 +89,10 @@ def run(options: argparse.Namespace) -> bool:
 
     check_package_folders(options)
     modules: list[Any] = [bench_norm, bench_activation, bench_rope, bench_awq]
+    from . import _bench, bench_activation, bench_norm, bench_rope, bench_sampling
+
+    check_package_folders(options)
+    modules: list[Any] = [bench_norm, bench_activation, bench_rope, bench_sampling]
     options.out_dir.mkdir(parents=True, exist_ok=True)
     ceiling = (0.0, "") if options.only_package is not None else _bench.copy_ceiling(replays(options))
     has_failed = False

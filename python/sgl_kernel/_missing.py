@@ -14,7 +14,6 @@ _INSTEAD = {
     "sgl_kernel.allreduce": "start SGLang with --disable-custom-all-reduce and without --enable-mscclpp",
     "sgl_kernel.flash_attn": "start SGLang with --attention-backend triton",
     "sgl_kernel.kvcacheio": "start SGLang without --enable-hierarchical-cache",
-    "sgl_kernel.sampling": "start SGLang with --sampling-backend pytorch",
     "sgl_kernel.sparse_flash_attn": "choose an attention backend other than dual_chunk_flash_attn",
     "sgl_kernel.speculative": "start SGLang without --speculative-algorithm",
 }

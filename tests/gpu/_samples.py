@@ -224,6 +224,22 @@ def gptq(device: str, tokens: int, bits: int, is_indexed: bool = False) -> Sampl
 def gptq_shuffle(device: str, bits: int) -> Sample:
     weights = integers(device, 96 * bits // 32, 96)
     return Sample(sgl_kernel.gptq_shuffle, (weights, order(device, 96), bits), {}, (weights,))
+def probabilities(device: str, rows: int, vocabulary: int) -> Tensor:
+    return randn("cpu", rows, vocabulary, dtype=torch.float32).mul(3).softmax(-1).to(device)
+
+
+def filtered(name: str, device: str, rows: int, vocabulary: int, limit: float) -> Sample:
+    """The public function, its result kept in a tensor that the test can look at."""
+    probs = probabilities(device, rows, vocabulary)
+    out = unwritten(probs)
+    function = getattr(sgl_kernel, name)
+    return Sample(lambda probs, limit: out.copy_(function(probs, limit)), (probs, limit), {}, (out,))
+
+
+def drawn(name: str, device: str, rows: int, vocabulary: int) -> Sample:
+    """The operator below the public function, which would take the seed from the generator."""
+    arguments = sampler_op(name, device, rows, vocabulary)
+    return Sample(getattr(torch.ops.sgl_kernel, name), arguments, {}, (arguments[1],))
 
 
 SAMPLES: dict[str, Callable[[str], Sample]] = {
@@ -267,6 +283,12 @@ SAMPLES: dict[str, Callable[[str], Sample]] = {
     "gptq_gemm, m17, 2 bits, indexed": lambda device: gptq(device, 17, 2, True),
     "gptq_shuffle": lambda device: gptq_shuffle(device, 4),
     "gptq_shuffle, 3 bits": lambda device: gptq_shuffle(device, 3),
+    "top_k_renorm": lambda device: filtered("top_k_renorm_prob", device, 3, 32000, 50),
+    "top_p_renorm": lambda device: filtered("top_p_renorm_prob", device, 17, 4099, 0.9),
+    "top_k_mask_logits": lambda device: filtered("top_k_mask_logits", device, 5, 1000, 20),
+    "top_p_sampling": lambda device: drawn("top_p_sampling_from_probs", device, 17, 32000),
+    "top_k_top_p_sampling": lambda device: drawn("top_k_top_p_sampling_from_probs", device, 3, 151936),
+    "min_p_sampling": lambda device: drawn("min_p_sampling_from_probs", device, 99, 111),
 }
 
 
@@ -297,6 +319,25 @@ def rope_op(device: str, is_stored: bool) -> tuple[Any, ...]:
 def of_sample(sample: Sample) -> tuple[Any, ...]:
     """The op's own arguments, of a sample that calls it through ``into``."""
     return tuple(sample.args[2:])
+def filter_op(name: str, device: str) -> tuple[Any, ...]:
+    probs = probabilities(device, 5, 64)
+    if name == "top_p_renorm_probs":
+        return probs, torch.zeros_like(probs), None, 0.8
+    return (
+        probs,
+        torch.zeros_like(probs),
+        torch.tensor([1, 2, 9, 64, 99], dtype=torch.int32, device=device),
+        0,
+    )
+
+
+def sampler_op(name: str, device: str, rows: int = 5, vocabulary: int = 64) -> tuple[Any, ...]:
+    probs = probabilities(device, rows, vocabulary)
+    out = torch.full((rows,), -1, dtype=torch.int32, device=device)
+    limit = torch.linspace(0.01, 0.99, rows, device=device)
+    top_k = torch.arange(5, 5 + rows, dtype=torch.int32, device=device)
+    limits = (top_k, 0.0, limit, 0.0) if "top_k" in name else (limit, 0.0)
+    return probs, out, None, *limits, True, 7, 4
 
 
 OPS: dict[str, tuple[str, Callable[[str], tuple[Any, ...]]]] = {
@@ -335,4 +376,19 @@ OPS: dict[str, tuple[str, Callable[[str], tuple[Any, ...]]]] = {
     "awq_dequantize": ("awq_dequantize", lambda device: of_sample(awq(device, 32, torch.bfloat16))),
     "gptq_gemm": ("gptq_gemm", lambda device: of_sample(gptq(device, 5, 4))),
     "gptq_shuffle": ("gptq_shuffle", lambda device: gptq_shuffle(device, 4).args),
+    "top_k_renorm_probs": ("top_k_renorm_probs", lambda device: filter_op("top_k_renorm_probs", device)),
+    "top_p_renorm_probs": ("top_p_renorm_probs", lambda device: filter_op("top_p_renorm_probs", device)),
+    "top_k_mask_logits": ("top_k_mask_logits", lambda device: filter_op("top_k_mask_logits", device)),
+    "top_p_sampling_from_probs": (
+        "top_p_sampling_from_probs",
+        lambda device: sampler_op("top_p_sampling_from_probs", device),
+    ),
+    "top_k_top_p_sampling_from_probs": (
+        "top_k_top_p_sampling_from_probs",
+        lambda device: sampler_op("top_k_top_p_sampling_from_probs", device),
+    ),
+    "min_p_sampling_from_probs": (
+        "min_p_sampling_from_probs",
+        lambda device: sampler_op("min_p_sampling_from_probs", device),
+    ),
 }

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from . import test_activation, test_awq, test_gptq, test_marlin_repack, test_norm, test_rope
+from . import test_activation, test_norm, test_rope, test_sampling
 from ._build import CSRC, FAMILIES, ROOT
 
 FAMILY_TESTS = {
@@ -23,6 +24,10 @@ FAMILY_TESTS = {
 # The families whose kernels are all combinations of an op or style, an element type and a shape.
 FIRST = {"norm": 2, "activation": 3, "rope": 2}  # ops or styles
 SECOND = {"norm": 2, "activation": 3, "rope": 2}  # element types
+    "sampling": test_sampling,
+}
+FIRST = {"norm": 2, "activation": 3, "rope": 2, "sampling": 5}  # ops, styles or steps
+SECOND = {"norm": 2, "activation": 3, "rope": 2, "sampling": 1}  # element types
 
 
 def names(native: Any, family: str) -> list[str]:
@@ -36,6 +41,14 @@ def max_threads(native: Any, family: str, index: int) -> int:
         return 128
     bound: int = module.shapes[index % len(module.shapes)][-1] if family == "norm" else module.max_threads
     return bound
+def max_threads(native: Any, family: str, shape: tuple[Any, ...]) -> int:
+    bounds: dict[str, int] = {
+        "norm": shape[-1],
+        "activation": 128,
+        "rope": native.rope.max_threads,
+        "sampling": native.sampling.threads,
+    }
+    return bounds[family]
 
 
 def test_a_family_has_one_file_of_each_kind() -> None:

@@ -125,6 +125,9 @@ def test_the_committed_baseline_is_of_these_families() -> None:
     assert {family for family, _ in baseline.us} == {"norm", "activation", "rope", "awq"}
     assert baseline.us["norm", "rmsnorm m294912 d128"] == 356.503
     assert len(baseline.us) == 23
+    assert {family for family, _ in baseline.us} == {"norm", "activation", "rope", "sampling"}
+    assert baseline.us["norm", "rmsnorm m294912 d128"] == 356.503
+    assert len(baseline.us) == 31
 
 
 def test_the_report_tells_measured_ratios_from_others(norm: FamilyRun) -> None:

@@ -248,6 +248,8 @@ CUresult CUDAAPI cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction funct
     launch.params.activation = *static_cast<sglk::ActivationParams*>(params[0]);
   } else if (launch.family == "rope") {
     launch.params.rope = *static_cast<sglk::RopeParams*>(params[0]);
+  } else if (launch.family == "sampling") {
+    launch.params.sampling = *static_cast<sglk::SamplingParams*>(params[0]);
   }
   const std::lock_guard lock(fake::mutex);
   fake::launched.push_back(launch);

@@ -9,6 +9,7 @@
 #include "kernels/activation.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
+#include "kernels/sampling.h"
 
 namespace fake {
 
@@ -23,6 +24,7 @@ struct Launch {
     sglk::NormParams norm;
     sglk::ActivationParams activation;
     sglk::RopeParams rope;
+    sglk::SamplingParams sampling;
   } params;
 };
 

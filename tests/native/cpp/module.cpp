@@ -164,6 +164,33 @@ py::dict params_of(const fake::Launch& launch) {
     SGLK_FIELD(rope, heads_per_block);
     SGLK_FIELD(rope, is_position_64);
     SGLK_FIELD(rope, is_in_place);
+  } else if (launch.family == "sampling") {
+    SGLK_POINTER(sampling, input);
+    SGLK_POINTER(sampling, output);
+    SGLK_POINTER(sampling, tokens);
+    SGLK_POINTER(sampling, indices);
+    SGLK_POINTER(sampling, top_k);
+    SGLK_POINTER(sampling, limit);
+    SGLK_POINTER(sampling, states);
+    SGLK_POINTER(sampling, counts);
+    SGLK_POINTER(sampling, masses);
+    SGLK_POINTER(sampling, segments);
+    SGLK_POINTER(sampling, candidates);
+    SGLK_FIELD(sampling, input_stride);
+    SGLK_FIELD(sampling, output_stride);
+    SGLK_FIELD(sampling, seed);
+    SGLK_FIELD(sampling, offset);
+    SGLK_FIELD(sampling, clear_vectors);
+    SGLK_FIELD(sampling, rows);
+    SGLK_FIELD(sampling, input_rows);
+    SGLK_FIELD(sampling, vocabulary);
+    SGLK_FIELD(sampling, chunks);
+    SGLK_FIELD(sampling, segment);
+    SGLK_FIELD(sampling, capacity);
+    SGLK_FIELD(sampling, fraction_bits);
+    SGLK_FIELD(sampling, top_k_value);
+    SGLK_FIELD(sampling, limit_value);
+    SGLK_FIELD(sampling, is_logits);
   }
   return result;
 }

@@ -6,6 +6,7 @@
 #include "kernels/marlin_repack.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
+#include "kernels/sampling.h"
 #include "ops/checks.h"
 #include "ops/heuristics/activation.h"
 #include "ops/heuristics/awq.h"
@@ -13,6 +14,7 @@
 #include "ops/heuristics/marlin_repack.h"
 #include "ops/heuristics/norm.h"
 #include "ops/heuristics/rope.h"
+#include "ops/heuristics/sampling.h"
 
 fake::TensorSpec spec_of(const py::handle& tensor) {
   return {
@@ -199,6 +201,16 @@ void bind_gptq(py::module_ m) {
     const Choice c = choose(tokens, n, k, multiprocessors);
     return py::make_tuple(kShapes[c.shape].rows, c.units_per_split, c.splits, c.row_blocks, c.column_blocks,
                           c.blocks);
+void bind_sampling(py::module_ m) {
+  using namespace sglk::sampling;
+  bind_kernels(m, kKernelCount, kernel_index, kernel_name, sizeof(sglk::SamplingParams));
+  py::list shapes;
+  for (const Shape& s : kShapes) shapes.append(py::make_tuple(s.name, s.elements));
+  m.attr("shapes") = shapes;
+  m.attr("threads") = kThreads;
+  m.def("choose", [](int64_t rows, int64_t vocabulary, bool is_aligned, int multiprocessors) {
+    const Choice c = choose(rows, vocabulary, is_aligned, multiprocessors);
+    return py::make_tuple(c.shape, c.chunks, c.segment, c.capacity, c.fraction_bits);
   });
 }
 
@@ -212,4 +224,5 @@ void bind_pure(py::module_ m) {
   bind_marlin_repack(m.def_submodule("marlin_repack"));
   bind_awq(m.def_submodule("awq"));
   bind_gptq(m.def_submodule("gptq"));
+  bind_sampling(m.def_submodule("sampling"));
 }
