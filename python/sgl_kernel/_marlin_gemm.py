@@ -1,8 +1,8 @@
 """The CPU kernel and the fake of ``gptq_marlin_gemm``, and Marlin's layouts as index formulas.
 
-A Marlin tile has 16 rows (k) and 64 columns (n). With lane = 4 (n % 8) + k % 8 / 2 its values lie in the words
-of the lane; inside a word, and for scales and zero points, the orders are those of ``_ORDER``. Source: Frantar
-et al., "MARLIN: Mixed-Precision Auto-Regressive Parallel Inference on Large Language Models", 2024.
+A Marlin tile has 16 rows (k) and 64 columns (n); lane 4 (n % 8) + k % 8 / 2 owns a value. The order of
+values in a word is that of ``_ORDER``. Source: Frantar et al., "MARLIN: Mixed-Precision Auto-Regressive
+Parallel Inference on Large Language Models", 2024.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BIAS = {scalar_types.uint4b8.id: 8, scalar_types.uint8b128.id: 128}
 # Field t of a word holds value _ORDER[bits][t].
 _ORDER = {4: (0, 2, 4, 6, 1, 3, 5, 7), 8: (0, 2, 1, 3)}
 _GROUP_SIZES = (32, 64, 128)
-# Bit moves of e4m3 into a wider float leave its value scaled by this; callers' scales are multiplied by as much.
+# Bit moves of e4m3 into a wider float scale its value by this; callers' scales undo it.
 _FLOAT8_SCALE = {torch.float16: 2.0**-8, torch.bfloat16: 2.0**-120}
 
 
@@ -56,7 +56,7 @@ def unpack_weight(packed: Tensor, bits: int) -> Tensor:
 
 
 def unpack_scales(scales: Tensor, is_single: bool) -> Tensor:
-    """[groups, n] in the order of columns. ``is_single``: one group, permuted per 32 columns instead of 64."""
+    """[groups, n] in the order of columns. ``is_single``: one group, permuted per 32 columns, not 64."""
     n = torch.arange(scales.size(1), device=scales.device)
     if is_single:
         return scales[:, n // 32 * 32 + n % 8 // 2 * 8 + n % 32 // 8 * 2 + n % 2]
@@ -188,9 +188,7 @@ def _gptq_marlin_gemm_cpu(
     size_n: int,
     size_k: int,
 ) -> None:
-    _check(
-        *(a, c, b_q_weight, b_scales, b_zeros, g_idx, perm, b_bias, b_q_type_id, size_m, size_n, size_k),
-    )
+    _check(a, c, b_q_weight, b_scales, b_zeros, g_idx, perm, b_bias, b_q_type_id, size_m, size_n, size_k)
     groups = b_scales.size(0)
     rows = torch.arange(size_k) * groups // size_k
     if g_idx is not None and perm is not None and _is_given(g_idx):

@@ -232,17 +232,18 @@ def gptq_marlin_gemm(
 ) -> Tensor:
     """``a @ W`` for weights in Marlin's tiles, with ``W[k, n] = (q - z) * scale`` of the group of row k.
 
-    ``a`` is [size_m, size_k], float16 or bfloat16, of any row stride; size_n is a multiple of 64, size_k of 128.
-    ``b_q_weight`` is int32 [size_k / 16, size_n * bits / 2], ``b_scales`` [groups, size_n] in the dtype of ``a``
-    and, for uint4, ``b_zeros`` int32 [groups, size_n / 8], all in Marlin's orders; one group, or groups of 32, 64
-    or 128 rows. uint4b8 and uint8b128 have z = 8 and 128; float8_e4m3fn has none, and expects scales multiplied
-    by 2^8 (float16) or 2^120 (bfloat16). With act-order, ``perm`` int32 [size_k] names the column of ``a`` of each
-    row of weights, and ``g_idx`` its group (any number of groups). A tensor of no elements counts as None.
+    ``a`` is [size_m, size_k], float16 or bfloat16, of any row stride; size_n is a multiple of 64, size_k
+    of 128. ``b_q_weight`` is int32 [size_k / 16, size_n * bits / 2], ``b_scales`` [groups, size_n] in the
+    dtype of ``a`` and, for uint4, ``b_zeros`` int32 [groups, size_n / 8], all in Marlin's orders; one group,
+    or groups of 32, 64 or 128 rows. uint4b8 and uint8b128 have z = 8 and 128; float8_e4m3fn has none, and
+    expects scales multiplied by 2^8 (float16) or 2^120 (bfloat16). With act-order, ``perm`` int32 [size_k]
+    names the column of ``a`` for each row of weights, ``g_idx`` its group. A tensor of no elements counts as
+    None.
 
-    Writes to ``c`` if given, else to a new tensor, and returns it. Sums are float32, in an order that depends on
-    the shapes and the GPU alone: ``use_atomic_add``, ``use_fp32_reduce`` and ``workspace`` make no difference,
-    nor does ``is_k_full``. ``b_bias`` [size_n], in Marlin's order of a single group of scales, is added before
-    the result is rounded. A violation raises RuntimeError.
+    Writes to ``c`` if given, else to a new tensor, and returns it. Sums are float32, in an order that depends
+    on the shapes and the GPU alone: ``use_atomic_add``, ``use_fp32_reduce``, ``workspace`` and ``is_k_full``
+    make no difference. ``b_bias`` [size_n], in the order of a single group of scales, is added before the
+    result is rounded. A violation raises RuntimeError.
     """
     if global_scale is not None and global_scale.numel() > 0:
         fail(OP, "global_scale", "None (it belongs to float4 weights)", "a tensor")
