@@ -9,7 +9,10 @@ from typing import Any
 import sgl_kernel
 import torch
 from sgl_kernel import FusedSetKVBufferArg
+from sgl_kernel.scalar_type import ScalarType, scalar_types
 from torch import Tensor
+
+from ._marlin import random_weight
 
 __all__ = ["OPS", "SAMPLES", "Sample"]
 
@@ -109,6 +112,13 @@ def rope_and_store(
     )
 
 
+def marlin_gemm(device: str, type_: ScalarType, m: int, **options: bool) -> Sample:
+    weight = random_weight(type_, 320, 1024, 128, torch.bfloat16, device, **options)
+    a = randn(device, m, 1024) / 64  # small sums: what float32 leaves of those that cancel is smaller still
+    c = unwritten(a, m, 320)
+    return Sample(sgl_kernel.gptq_marlin_gemm, weight.arguments(a, c), {}, (c,))
+
+
 SAMPLES: dict[str, Callable[[str], Sample]] = {
     "rmsnorm": lambda device: plain_norm("rmsnorm", device, 17, 4096),
     "rmsnorm, heads": lambda device: plain_norm("rmsnorm", device, 99, 128),
@@ -123,6 +133,13 @@ SAMPLES: dict[str, Callable[[str], Sample]] = {
     "rope, interleaved": lambda device: rope(device, is_neox=False, is_fused=False),
     "rope, neox, stored": lambda device: rope(device, is_neox=True, is_fused=True),
     "rope, interleaved, stored": lambda device: rope(device, is_neox=False, is_fused=True),
+    "gptq_marlin_gemm": lambda device: marlin_gemm(device, scalar_types.uint4, 17),
+    "gptq_marlin_gemm, many rows": lambda device: marlin_gemm(device, scalar_types.uint4b8, 200),
+    "gptq_marlin_gemm, 8 bit": lambda device: marlin_gemm(device, scalar_types.uint8b128, 5),
+    "gptq_marlin_gemm, float8": lambda device: marlin_gemm(device, scalar_types.float8_e4m3fn, 5),
+    "gptq_marlin_gemm, act-order": lambda device: marlin_gemm(
+        device, scalar_types.uint4b8, 5, is_act_order=True
+    ),
 }
 
 
@@ -150,6 +167,11 @@ def rope_op(device: str, is_stored: bool) -> tuple[Any, ...]:
     return (q, k, q_rope, k_rope, cache, positions, False, False, 0, *stored)
 
 
+def marlin_gemm_op(device: str, type_: ScalarType, **options: bool) -> tuple[Any, ...]:
+    weight = random_weight(type_, 64, 256, 128, torch.bfloat16, device, **options)
+    return weight.op_arguments(randn(device, 3, 256))
+
+
 OPS: dict[str, tuple[str, Callable[[str], tuple[Any, ...]]]] = {
     "rmsnorm": ("rmsnorm", lambda device: norm_op(device, is_fused=False)),
     "gemma_rmsnorm": ("gemma_rmsnorm", lambda device: norm_op(device, is_fused=False)),
@@ -160,4 +182,9 @@ OPS: dict[str, tuple[str, Callable[[str], tuple[Any, ...]]]] = {
     "gelu_tanh_and_mul": ("gelu_tanh_and_mul", activation_op),
     "rope": ("apply_rope_pos_ids_cos_sin_cache", lambda device: rope_op(device, is_stored=False)),
     "rope, stored": ("apply_rope_pos_ids_cos_sin_cache", lambda device: rope_op(device, is_stored=True)),
+    "gptq_marlin_gemm": ("gptq_marlin_gemm", lambda device: marlin_gemm_op(device, scalar_types.uint4)),
+    "gptq_marlin_gemm, act-order": (
+        "gptq_marlin_gemm",
+        lambda device: marlin_gemm_op(device, scalar_types.uint8b128, is_act_order=True),
+    ),
 }
