@@ -1,6 +1,6 @@
 """``python -m benchmarks.run OUT_DIR``: time the families, write one JSON each, then the report.
 
---family NAME      norm, activation or rope; several times for several (default: all)
+--family NAME      norm, activation, rope or marlin_gemm; several times for several (default: all)
 --quick            the cases of the baseline alone, three replays each
 --no-compile       without torch.compile among the peers
 --peer-path DIR    also time the sgl_kernel installed in DIR (pip install --target), in a process of its own
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-FAMILIES = ("norm", "activation", "rope")
+FAMILIES = ("norm", "activation", "rope", "marlin_gemm")
 PEER = "peer sgl_kernel"
 
 

@@ -1,7 +1,7 @@
 """Random weights in Marlin's layouts, and what they stand for in float64.
 
-The packed words are drawn at random and read by the formulas of the CPU kernel, which tests/wheel holds against
-a packer of its own.
+The packed words are drawn at random and read by the formulas of the CPU kernel, which tests/wheel holds
+against a packer of its own.
 """
 
 from __future__ import annotations

@@ -9,12 +9,17 @@ from typing import Any
 
 import pytest
 
-from . import test_activation, test_norm, test_rope
+from . import test_activation, test_marlin_gemm, test_norm, test_rope
 from ._build import CSRC, FAMILIES, ROOT
 
-FAMILY_TESTS = {"norm": test_norm, "activation": test_activation, "rope": test_rope}
-FIRST = {"norm": 2, "activation": 3, "rope": 2}  # ops or styles
-SECOND = {"norm": 2, "activation": 3, "rope": 2}  # element types
+FAMILY_TESTS = {
+    "norm": test_norm,
+    "activation": test_activation,
+    "rope": test_rope,
+    "marlin_gemm": test_marlin_gemm,
+}
+FIRST = {"norm": 2, "activation": 3, "rope": 2, "marlin_gemm": 1}  # ops or styles
+SECOND = {"norm": 2, "activation": 3, "rope": 2, "marlin_gemm": 2}  # element types
 
 
 def names(native: Any, family: str) -> list[str]:
@@ -23,7 +28,12 @@ def names(native: Any, family: str) -> list[str]:
 
 
 def max_threads(native: Any, family: str, shape: tuple[Any, ...]) -> int:
-    bounds: dict[str, int] = {"norm": shape[-1], "activation": 128, "rope": native.rope.max_threads}
+    bounds: dict[str, int] = {
+        "norm": shape[-1],
+        "activation": 128,
+        "rope": native.rope.max_threads,
+        "marlin_gemm": native.marlin_gemm.max_threads,
+    }
     return bounds[family]
 
 
