@@ -1,7 +1,6 @@
 """``python -m benchmarks.run OUT_DIR``: time the families, write one JSON each, then the report.
 
---family NAME      norm, activation, rope or awq; several times for several (default: all)
---family NAME      norm, activation, rope or sampling; several times for several (default: all)
+--family NAME      such as norm; several times for several (default: all)
 --quick            the cases of the baseline alone, three replays each
 --no-compile       without torch.compile among the peers
 --peer-path DIR    also time the sgl_kernel installed in DIR (pip install --target), in a process of its own
@@ -14,6 +13,7 @@ import argparse
 import dataclasses
 import datetime
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-FAMILIES = ("norm", "activation", "rope", "awq")
-FAMILIES = ("norm", "activation", "rope", "sampling")
+FAMILIES = ("norm", "activation", "rope", "marlin_gemm", "awq", "sampling")
 PEER = "peer sgl_kernel"
 
 
@@ -85,14 +84,10 @@ def run(options: argparse.Namespace) -> bool:
             f"benchmarks need a CUDA device: torch {torch.__version__} sees none\n"
             "Run them on a machine with an NVIDIA GPU and a torch built for CUDA."
         )
-    from . import _bench, bench_activation, bench_awq, bench_norm, bench_rope
+    from . import _bench
 
     check_package_folders(options)
-    modules: list[Any] = [bench_norm, bench_activation, bench_rope, bench_awq]
-    from . import _bench, bench_activation, bench_norm, bench_rope, bench_sampling
-
-    check_package_folders(options)
-    modules: list[Any] = [bench_norm, bench_activation, bench_rope, bench_sampling]
+    modules = [importlib.import_module(f"{__package__}.bench_{family}") for family in FAMILIES]
     options.out_dir.mkdir(parents=True, exist_ok=True)
     ceiling = (0.0, "") if options.only_package is not None else _bench.copy_ceiling(replays(options))
     has_failed = False

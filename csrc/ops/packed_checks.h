@@ -7,16 +7,6 @@
 
 namespace sglk {
 
-inline void check_contiguous(const Argument& a) {
-  int64_t expected = 1;
-  for (int64_t d = a.tensor.dim() - 1; d >= 0; --d) {
-    SGLK_CHECK(a.tensor.numel() == 0 || a.tensor.size(d) == 1 || a.tensor.stride(d) == expected,
-               "%s: %s: expected a contiguous tensor, got stride %ld of dimension %ld", a.op, a.name,
-               a.tensor.stride(d), d);
-    expected *= a.tensor.size(d);
-  }
-}
-
 // A contiguous tensor of that dtype on that device.
 inline void check_dense(const Argument& a, DType dtype, const char* dtype_reason, Device device,
                         const char* device_reason) {

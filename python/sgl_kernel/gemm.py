@@ -7,6 +7,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sgl_kernel._checks import fail
+from sgl_kernel._library import ops
+from sgl_kernel._marlin_gemm import OP
 from sgl_kernel._missing import not_provided
 from sgl_kernel.awq import awq_dequantize
 from sgl_kernel.gptq import gptq_gemm, gptq_shuffle
@@ -36,6 +39,8 @@ __all__ = [
     "shuffle_rows",
     "silu_and_mul_scaled_fp4_grouped_quant",
 ]
+
+_gptq_marlin_gemm = ops.gptq_marlin_gemm.default
 
 
 @not_provided
@@ -202,7 +207,6 @@ def scaled_fp4_experts_quant(
     """``scaled_fp4_quant`` of rows sorted by expert, each with its expert's scale."""
 
 
-@not_provided
 def gptq_marlin_gemm(
     a: Tensor,
     c: Tensor | None,
@@ -221,5 +225,30 @@ def gptq_marlin_gemm(
     use_atomic_add: bool = False,
     use_fp32_reduce: bool = False,
     is_zp_float: bool = False,
+    b_bias: Tensor | None = None,
 ) -> Tensor:
-    """``a`` times quantized weights in Marlin's tiles, dequantized on the fly."""
+    """``a @ W`` for weights in Marlin's tiles, with ``W[k, n] = (q - z) * scale`` of the group of row k.
+
+    ``a`` is [size_m, size_k], float16 or bfloat16, of any row stride; size_n is a multiple of 64, size_k
+    of 128. ``b_q_weight`` is int32 [size_k / 16, size_n * bits / 2], ``b_scales`` [groups, size_n] in the
+    dtype of ``a`` and, for uint4, ``b_zeros`` int32 [groups, size_n / 8], all in Marlin's orders; one group,
+    or groups of 32, 64 or 128 rows. uint4b8 and uint8b128 have z = 8 and 128; float8_e4m3fn has none, and
+    expects scales multiplied by 2^8 (float16) or 2^120 (bfloat16). With act-order, ``perm`` int32 [size_k]
+    names the column of ``a`` for each row of weights, ``g_idx`` its group. A tensor of no elements counts as
+    None.
+
+    Writes to ``c`` if given, else to a new tensor, and returns it. Sums are float32, in an order that depends
+    on the shapes and the GPU alone: ``use_atomic_add``, ``use_fp32_reduce``, ``workspace`` and ``is_k_full``
+    make no difference. ``b_bias`` [size_n], in the order of a single group of scales, is added before the
+    result is rounded. A violation raises RuntimeError.
+    """
+    if global_scale is not None and global_scale.numel() > 0:
+        fail(OP, "global_scale", "None (it belongs to float4 weights)", "a tensor")
+    if is_zp_float:
+        fail(OP, "is_zp_float", "False (zero points are integers)", True)
+    if c is None:
+        c = torch.empty((size_m, size_n), dtype=a.dtype, device=a.device)
+    _gptq_marlin_gemm(
+        *(a, c, b_q_weight, b_scales, b_zeros, g_idx, perm, b_bias, b_q_type.id, size_m, size_n, size_k)
+    )
+    return c

@@ -8,13 +8,16 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch
 
 import sgl_kernel
-from _samples import SAMPLES, Sample
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from gpu._samples import SAMPLES, Sample
 
 DEVICE = "cuda"
 THREADS = 8

@@ -10,7 +10,10 @@ import sgl_kernel
 import torch
 from sgl_kernel import FusedSetKVBufferArg
 from sgl_kernel.kv_store import store_kv_cache
+from sgl_kernel.scalar_type import ScalarType, scalar_types
 from torch import Tensor
+
+from ._marlin import random_weight
 
 __all__ = ["OPS", "SAMPLES", "Sample"]
 
@@ -240,6 +243,11 @@ def drawn(name: str, device: str, rows: int, vocabulary: int) -> Sample:
     """The operator below the public function, which would take the seed from the generator."""
     arguments = sampler_op(name, device, rows, vocabulary)
     return Sample(getattr(torch.ops.sgl_kernel, name), arguments, {}, (arguments[1],))
+def marlin_gemm(device: str, type_: ScalarType, m: int, **options: bool) -> Sample:
+    weight = random_weight(type_, 320, 1024, 128, torch.bfloat16, device, **options)
+    a = randn(device, m, 1024) / 1024  # small sums: what float32 leaves of those that cancel is smaller still
+    c = unwritten(a, m, 320)
+    return Sample(sgl_kernel.gptq_marlin_gemm, weight.arguments(a, c), {}, (c,))
 
 
 SAMPLES: dict[str, Callable[[str], Sample]] = {
@@ -289,6 +297,13 @@ SAMPLES: dict[str, Callable[[str], Sample]] = {
     "top_p_sampling": lambda device: drawn("top_p_sampling_from_probs", device, 17, 32000),
     "top_k_top_p_sampling": lambda device: drawn("top_k_top_p_sampling_from_probs", device, 3, 151936),
     "min_p_sampling": lambda device: drawn("min_p_sampling_from_probs", device, 99, 111),
+    "gptq_marlin_gemm": lambda device: marlin_gemm(device, scalar_types.uint4, 17),
+    "gptq_marlin_gemm, many rows": lambda device: marlin_gemm(device, scalar_types.uint4b8, 200),
+    "gptq_marlin_gemm, 8 bit": lambda device: marlin_gemm(device, scalar_types.uint8b128, 5),
+    "gptq_marlin_gemm, float8": lambda device: marlin_gemm(device, scalar_types.float8_e4m3fn, 5),
+    "gptq_marlin_gemm, act-order": lambda device: marlin_gemm(
+        device, scalar_types.uint4b8, 5, is_act_order=True
+    ),
 }
 
 
@@ -338,6 +353,9 @@ def sampler_op(name: str, device: str, rows: int = 5, vocabulary: int = 64) -> t
     top_k = torch.arange(5, 5 + rows, dtype=torch.int32, device=device)
     limits = (top_k, 0.0, limit, 0.0) if "top_k" in name else (limit, 0.0)
     return probs, out, None, *limits, True, 7, 4
+def marlin_gemm_op(device: str, type_: ScalarType, **options: bool) -> tuple[Any, ...]:
+    weight = random_weight(type_, 64, 256, 128, torch.bfloat16, device, **options)
+    return weight.op_arguments(randn(device, 3, 256))
 
 
 OPS: dict[str, tuple[str, Callable[[str], tuple[Any, ...]]]] = {
@@ -390,5 +408,10 @@ OPS: dict[str, tuple[str, Callable[[str], tuple[Any, ...]]]] = {
     "min_p_sampling_from_probs": (
         "min_p_sampling_from_probs",
         lambda device: sampler_op("min_p_sampling_from_probs", device),
+    ),
+    "gptq_marlin_gemm": ("gptq_marlin_gemm", lambda device: marlin_gemm_op(device, scalar_types.uint4)),
+    "gptq_marlin_gemm, act-order": (
+        "gptq_marlin_gemm",
+        lambda device: marlin_gemm_op(device, scalar_types.uint8b128, is_act_order=True),
     ),
 }

@@ -11,6 +11,7 @@ import pytest
 
 from . import test_activation, test_awq, test_gptq, test_marlin_repack, test_norm, test_rope
 from . import test_activation, test_norm, test_rope, test_sampling
+from . import test_activation, test_marlin_gemm, test_norm, test_rope
 from ._build import CSRC, FAMILIES, ROOT
 
 FAMILY_TESTS = {
@@ -28,6 +29,10 @@ SECOND = {"norm": 2, "activation": 3, "rope": 2}  # element types
 }
 FIRST = {"norm": 2, "activation": 3, "rope": 2, "sampling": 5}  # ops, styles or steps
 SECOND = {"norm": 2, "activation": 3, "rope": 2, "sampling": 1}  # element types
+    "marlin_gemm": test_marlin_gemm,
+}
+FIRST = {"norm": 2, "activation": 3, "rope": 2, "marlin_gemm": 1}  # ops or styles
+SECOND = {"norm": 2, "activation": 3, "rope": 2, "marlin_gemm": 2}  # element types
 
 
 def names(native: Any, family: str) -> list[str]:
@@ -47,6 +52,7 @@ def max_threads(native: Any, family: str, shape: tuple[Any, ...]) -> int:
         "activation": 128,
         "rope": native.rope.max_threads,
         "sampling": native.sampling.threads,
+        "marlin_gemm": native.marlin_gemm.max_threads,
     }
     return bounds[family]
 

@@ -114,6 +114,7 @@ PROVIDED = {
     *("sgl_kernel.flash_attn.is_fa3_supported", "sgl_kernel.flash_attn.maybe_contiguous"),
     "sgl_kernel.sparse_flash_attn.maybe_contiguous",
     *("sgl_kernel.fused_moe.fused_marlin_moe_fake", "sgl_kernel.fused_moe.get_scalar_type"),
+    "sgl_kernel.gemm.gptq_marlin_gemm",
     "sgl_kernel.memory.set_kv_buffer_kernel",
     *("sgl_kernel.attention.merge_state", "sgl_kernel.attention.merge_state_v2"),
     "sgl_kernel.grammar.apply_token_bitmask_inplace_cuda",

@@ -7,6 +7,7 @@
 #ifdef __CUDACC_RTC__  // NVRTC has no <cstdint>
 using int32_t = int;
 using uint32_t = unsigned int;
+using uint16_t = unsigned short;
 using int64_t = long;  // LP64, as on the host
 using uint64_t = unsigned long;
 #else

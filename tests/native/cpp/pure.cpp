@@ -4,6 +4,7 @@
 #include "kernels/awq.h"
 #include "kernels/gptq.h"
 #include "kernels/marlin_repack.h"
+#include "kernels/marlin_gemm.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
 #include "kernels/sampling.h"
@@ -12,6 +13,7 @@
 #include "ops/heuristics/awq.h"
 #include "ops/heuristics/gptq.h"
 #include "ops/heuristics/marlin_repack.h"
+#include "ops/heuristics/marlin_gemm.h"
 #include "ops/heuristics/norm.h"
 #include "ops/heuristics/rope.h"
 #include "ops/heuristics/sampling.h"
@@ -212,6 +214,31 @@ void bind_sampling(py::module_ m) {
     const Choice c = choose(rows, vocabulary, is_aligned, multiprocessors);
     return py::make_tuple(c.shape, c.chunks, c.segment, c.capacity, c.fraction_bits);
   });
+void bind_marlin_gemm(py::module_ m) {
+  using namespace sglk::marlin_gemm;
+  m.attr("kernel_count") = kKernelCount;
+  m.attr("params_size") = sizeof(Params);
+  m.attr("max_threads") = kThreads;
+  m.attr("tile_n") = kTileN;
+  m.def("kernel_index",
+        [](int /*op*/, int type, int shape) { return kernel_index(static_cast<ElementType>(type), shape); });
+  m.def("kernel_name", kernel_name);
+  py::list shapes;
+  for (const Shape& s : kShapes)
+    shapes.append(py::make_tuple(s.name, int{s.weight}, s.is_act_order, s.tile.m, s.tile.k));
+  m.attr("shapes") = shapes;
+  m.def("choose", [](int64_t rows, int64_t n, int64_t k, int weight, bool is_act_order, int multiprocessors,
+                     int shared_memory) {
+    const Choice c =
+        choose(rows, n, k, static_cast<WeightType>(weight), is_act_order, multiprocessors, shared_memory);
+    return py::make_tuple(c.shape, c.m_tiles, c.n_tiles, c.tile_stages, c.blocks, c.shared_bytes, c.is_split);
+  });
+  m.def("tile_at", [](int tile, int m_tiles, int n_tiles) {
+    const TileIndex index = tile_at(tile, m_tiles, n_tiles);
+    return py::make_tuple(index.m, index.n);
+  });
+  m.def("first_stage", first_stage);
+  m.def("block_of", block_of);
 }
 
 }  // namespace
@@ -225,4 +252,5 @@ void bind_pure(py::module_ m) {
   bind_awq(m.def_submodule("awq"));
   bind_gptq(m.def_submodule("gptq"));
   bind_sampling(m.def_submodule("sampling"));
+  bind_marlin_gemm(m.def_submodule("marlin_gemm"));
 }

@@ -1,0 +1,77 @@
+// Integers and float8 of Marlin tiles to pairs of fp16 or bf16, ready as B fragments of mma.m16n8k16.
+#pragma once
+
+#include "common/types.cuh"
+
+namespace sglk {
+
+// (x & mask) | bits in one instruction.
+__device__ __forceinline__ uint32_t mask_or(uint32_t x, uint32_t mask, uint32_t bits) {
+  uint32_t r;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(x), "r"(mask), "r"(bits));
+  return r;
+}
+
+// Pairs of T in 32 bits.
+template <class T>
+struct Pair;
+
+template <>
+struct Pair<f16> {
+  static constexpr uint32_t kMagic = 0x64006400;  // 1024, whose last mantissa bit is 1
+  static constexpr int kFloat8Shift = 1;          // from e4m3 in the upper byte to fp16 scaled by 2^−8
+  static __device__ __forceinline__ __half2 value(uint32_t x) { return reinterpret_cast<__half2&>(x); }
+  static __device__ __forceinline__ uint32_t bits(__half2 x) { return reinterpret_cast<uint32_t&>(x); }
+};
+
+template <>
+struct Pair<bf16> {
+  static constexpr uint32_t kMagic = 0x43004300;  // 128
+  static constexpr int kFloat8Shift = 4;          // to bf16 scaled by 2^−120
+  static __device__ __forceinline__ __nv_bfloat162 value(uint32_t x) {
+    return reinterpret_cast<__nv_bfloat162&>(x);
+  }
+  static __device__ __forceinline__ uint32_t bits(__nv_bfloat162 x) { return reinterpret_cast<uint32_t&>(x); }
+};
+
+template <class T>
+__device__ __forceinline__ uint32_t subtract(uint32_t x, uint32_t y) {
+  return Pair<T>::bits(__hsub2(Pair<T>::value(x), Pair<T>::value(y)));
+}
+template <class T>
+__device__ __forceinline__ uint32_t multiply(uint32_t x, uint32_t y) {
+  return Pair<T>::bits(__hmul2(Pair<T>::value(x), Pair<T>::value(y)));
+}
+
+__device__ __forceinline__ uint32_t twice_low(uint32_t x) { return __byte_perm(x, x, 0x1010); }
+__device__ __forceinline__ uint32_t twice_high(uint32_t x) { return __byte_perm(x, x, 0x3232); }
+
+// kMagic plus the integers 0 … 15 in nibbles 0 and 4 of x. A zero point treated alike and subtracted leaves
+// q − z exactly.
+template <class T>
+__device__ __forceinline__ uint32_t nibbles(uint32_t x) {
+  return mask_or(x, 0x000f000f, Pair<T>::kMagic);
+}
+
+// q − 128 of the bytes 0 and 2 (first) or 1 and 3 of a word. bf16 cannot hold 128 + 255: through fp32, where
+// 2^23 + q is exact; q − 128 has at most 8 significant bits, so its upper half is all of it.
+template <class T, bool kIsFirst>
+__device__ __forceinline__ uint32_t centred_bytes(uint32_t x) {
+  if constexpr (Pair<T>::kMagic == 0x64006400) {
+    return subtract<T>(mask_or(kIsFirst ? x : x >> 8, 0x00ff00ff, Pair<T>::kMagic), 0x64806480);
+  } else {
+    const float low = __uint_as_float(__byte_perm(x, 0x4b000000, kIsFirst ? 0x7650 : 0x7651)) - 8388736.0f;
+    const float high = __uint_as_float(__byte_perm(x, 0x4b000000, kIsFirst ? 0x7652 : 0x7653)) - 8388736.0f;
+    return __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632);
+  }
+}
+
+// e4m3 of the bytes 0 and 2 (first) or 1 and 3: sign, exponent and mantissa moved to their places in T, which
+// scales by a power of two that the caller's scales undo. Subnormals stay right; NaN becomes ±480.
+template <class T, bool kIsFirst>
+__device__ __forceinline__ uint32_t float8_bytes(uint32_t x) {
+  if constexpr (kIsFirst) x <<= 8;
+  return ((x & 0x7f007f00) >> Pair<T>::kFloat8Shift) | (x & 0x80008000);
+}
+
+}  // namespace sglk

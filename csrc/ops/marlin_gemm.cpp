@@ -1,0 +1,206 @@
+// gptq_marlin_gemm: checks, choice and launch.
+#include "kernels/marlin_gemm.h"
+
+#include <climits>
+#include <optional>
+
+#include "ops/checks.h"
+#include "ops/heuristics/marlin_gemm.h"
+#include "runtime/launch.h"
+#include "runtime/registry.h"
+
+extern "C" const unsigned char sglk_fatbin_marlin_gemm[];
+
+namespace sglk::marlin_gemm {
+namespace {
+
+constexpr const char* kOp = "gptq_marlin_gemm";
+
+// ids of sgl_kernel.scalar_type.
+constexpr int64_t kUint4Id = 1125899906843648, kUint4B8Id = 1125899907892224, kUint8B128Id = 1125899923621888,
+                  kFloat8E4M3Id = 2814749767172868;
+
+FatBinary& fat_binary() {
+  static FatBinary binary("marlin_gemm", sglk_fatbin_marlin_gemm, kKernelCount, kernel_name);
+  return binary;
+}
+
+bool is_given(const std::optional<Tensor>& t) { return t && t->numel() > 0; }
+
+void check_matrix(const Argument& x, int64_t rows, const char* rows_reason, int64_t columns,
+                  const char* columns_reason, const Tensor& a) {
+  check_dim(x, 2, "(a matrix)");
+  check_size(x, 0, rows, rows_reason);
+  check_size(x, 1, columns, columns_reason);
+  check_device(x, a.device(), "device of a");
+}
+
+void check_contiguous(const Argument& x) {
+  check_last_stride(x);
+  SGLK_CHECK(x.tensor.size(0) <= 1 || x.tensor.stride(0) == x.tensor.size(1),
+             "%s: %s.stride(0): expected %ld (contiguous), got %ld", x.op, x.name, x.tensor.size(1),
+             x.tensor.stride(0));
+}
+
+void check_vector(const Argument& x, int64_t size, const char* reason, DType dtype, const Tensor& a) {
+  check_dim(x, 1, "(a vector)");
+  check_size(x, 0, size, reason);
+  check_dtype(x, dtype, "fixed by the op");
+  check_device(x, a.device(), "device of a");
+  check_last_stride(x);
+}
+
+void check_aligned(const Argument& x, int bytes) {
+  SGLK_CHECK(is_aligned(bytes, 1, x.tensor.data(), {}), "%s: %s: expected data aligned to %d bytes, got %p",
+             x.op, x.name, bytes, x.tensor.data());
+}
+
+WeightType weight_type(int64_t id) {
+  SGLK_CHECK(id == kUint4Id || id == kUint4B8Id || id == kUint8B128Id || id == kFloat8E4M3Id,
+             "%s: b_q_type: expected uint4, uint4b8, uint8b128 or float8_e4m3fn, got the type of id %ld", kOp,
+             id);
+  return id == kUint8B128Id ? kUint8 : id == kFloat8E4M3Id ? kFloat8 : kUint4;
+}
+
+// Rows of a group.
+int64_t check_groups(const Tensor& scales, int64_t k, bool is_act_order) {
+  const int64_t groups = scales.size(0);
+  SGLK_CHECK(groups >= 1, "%s: b_scales.size(0): expected at least one group, got 0", kOp);
+  if (groups == 1 || is_act_order) return k;
+  const int64_t size = k / groups;
+  SGLK_CHECK(
+      k % groups == 0 && (size == 32 || size == 64 || size == 128),
+      "%s: b_scales.size(0): expected 1 group, or groups of 32, 64 or 128 of size_k's %ld rows, got %ld", kOp,
+      k, groups);
+  return size;
+}
+
+struct Launch {
+  int32_t device;
+  ElementType type;
+
+  void operator()(int shape, const Dim3& grid, int shared_bytes, const Params& params) const {
+    LaunchConfig config;
+    config.grid = grid;
+    config.block = kThreads;
+    config.shared_bytes = shared_bytes;
+    config.enable_pdl = true;
+    fat_binary().launch(kernel_index(type, shape), device, config, params);
+  }
+};
+
+void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight, const Tensor& b_scales,
+                      const std::optional<Tensor>& b_zeros, const std::optional<Tensor>& g_idx,
+                      const std::optional<Tensor>& perm, const std::optional<Tensor>& b_bias,
+                      int64_t b_q_type_id, int64_t size_m, int64_t size_n, int64_t size_k) {
+  const WeightType weight = weight_type(b_q_type_id);
+  SGLK_CHECK(size_n >= 0 && size_n % 64 == 0, "%s: size_n: expected a multiple of 64, got %ld", kOp, size_n);
+  SGLK_CHECK(size_k > 0 && size_k % 128 == 0, "%s: size_k: expected a positive multiple of 128, got %ld", kOp,
+             size_k);
+  const Argument a_arg{kOp, "a", a}, c_arg{kOp, "c", c};
+  check_dim(a_arg, 2, "[size_m, size_k]");
+  check_size(a_arg, 0, size_m, "size_m");
+  check_size(a_arg, 1, size_k, "size_k");
+  check_dtype_in(a_arg, {DType::kFloat16, DType::kBFloat16});
+  check_last_stride(a_arg);
+  check_matrix(c_arg, size_m, "size_m", size_n, "size_n", a);
+  check_dtype(c_arg, a.dtype(), "dtype of a");
+  check_last_stride(c_arg);
+  SGLK_CHECK(is_aligned(4, 2, c.data(), {size_m > 1 ? c.stride(0) : 0}),
+             "%s: c: expected rows aligned to 4 bytes", kOp);
+  const Argument weight_arg{kOp, "b_q_weight", b_q_weight}, scales_arg{kOp, "b_scales", b_scales};
+  check_matrix(weight_arg, size_k / 16, "size_k / 16", size_n * bits(weight) / 2, "size_n * bits / 2", a);
+  check_dtype(weight_arg, DType::kInt32, "Marlin tiles");
+  check_contiguous(weight_arg);
+  check_aligned(weight_arg, 16);
+  check_dim(scales_arg, 2, "[groups, size_n]");
+  check_matrix(scales_arg, b_scales.size(0), "groups", size_n, "size_n", a);
+  check_dtype(scales_arg, a.dtype(), "dtype of a");
+  check_contiguous(scales_arg);
+  check_aligned(scales_arg, 16);
+
+  const bool has_order = is_given(g_idx), has_zeros = is_given(b_zeros);
+  SGLK_CHECK(has_order == is_given(perm), "%s: g_idx, perm: expected both or none, got one of them", kOp);
+  SGLK_CHECK(!has_order || (!has_zeros && weight != kFloat8),
+             "%s: g_idx: expected none with b_zeros or float8 weights, got one", kOp);
+  if (has_order) {
+    check_vector({kOp, "g_idx", *g_idx}, size_k, "size_k", DType::kInt32, a);
+    check_vector({kOp, "perm", *perm}, size_k, "size_k", DType::kInt32, a);
+  }
+  SGLK_CHECK(has_zeros == (b_q_type_id == kUint4Id), "%s: b_zeros: expected %s, got %s", kOp,
+             has_zeros ? "none with this b_q_type" : "zero points with uint4", has_zeros ? "some" : "none");
+  if (has_zeros) {
+    const Argument zeros{kOp, "b_zeros", *b_zeros};
+    check_matrix(zeros, b_scales.size(0), "b_scales.size(0)", size_n / 8, "size_n / 8", a);
+    check_dtype(zeros, DType::kInt32, "eight zero points a word");
+    check_contiguous(zeros);
+    check_aligned(zeros, 16);
+  }
+  const bool is_act_order = has_order && b_scales.size(0) > 1;
+  const int64_t group_size = check_groups(b_scales, size_k, is_act_order);
+  const bool has_bias = is_given(b_bias);
+  if (has_bias) check_vector({kOp, "b_bias", *b_bias}, size_n, "size_n", a.dtype(), a);
+  SGLK_CHECK(size_m <= INT_MAX && size_n <= INT_MAX / 8 && size_k <= 256 * 65535 &&
+                 total_stages(kShapes[choose_shape(size_m, weight, is_act_order)], size_m, size_n, size_k) <=
+                     INT_MAX,
+             "%s: size_m, size_n, size_k: expected less than 2^31 stages of tiles, got %ld, %ld, %ld", kOp,
+             size_m, size_n, size_k);
+  if (size_m == 0 || size_n == 0) return;
+
+  const DeviceGuard guard(a.device());
+  const DeviceProperties& device = device_properties(a.device().index);
+  const Choice choice = choose(size_m, size_n, size_k, weight, is_act_order, device.multiprocessors,
+                               device.shared_memory_per_block);
+  const Tile& tile = kShapes[choice.shape].tile;
+  const Launch launch{a.device().index, a.dtype() == DType::kBFloat16 ? kBf16 : kF16};
+  Params params{};
+  params.a = a.data();
+  params.a_stride = a.stride(0);
+  params.m = static_cast<int>(size_m);
+  params.n = static_cast<int>(size_n);
+  params.k = static_cast<int>(size_k);
+
+  std::optional<Tensor> gathered, partial;
+  if (has_order || !is_aligned(16, 2, a.data(), {size_m > 1 ? a.stride(0) : 0})) {
+    gathered = Tensor::empty({size_m, size_k}, a.dtype(), a.device());
+    params.perm = has_order ? perm->data<const int>() : nullptr;
+    params.out = gathered->data();
+    launch(kGather,
+           {static_cast<uint32_t>(size_m), static_cast<uint32_t>((size_k + kThreads - 1) / kThreads), 1}, 0,
+           params);
+    params.a = gathered->data();
+    params.a_stride = size_k;
+  }
+  if (choice.is_split) {
+    partial = Tensor::empty({2 * int64_t{choice.blocks}, tile.m, kTileN}, DType::kFloat32, a.device());
+    params.partial = partial->data<float>();
+  }
+  params.weight = b_q_weight.data();
+  params.scales = b_scales.data();
+  params.zeros = has_zeros ? b_zeros->data() : nullptr;
+  params.g_idx = is_act_order ? g_idx->data<const int>() : nullptr;
+  params.bias = has_bias ? b_bias->data() : nullptr;
+  params.out = c.data();
+  params.out_stride = c.stride(0);
+  params.groups = static_cast<int>(b_scales.size(0));
+  params.group_size = static_cast<int>(group_size);
+  params.m_tiles = choice.m_tiles;
+  params.n_tiles = choice.n_tiles;
+  params.tile_m = tile.m;
+  params.tile_stages = choice.tile_stages;
+  params.blocks = choice.blocks;
+  launch(choice.shape, {static_cast<uint32_t>(choice.blocks), 1, 1}, choice.shared_bytes, params);
+  if (!choice.is_split) return;
+  const auto tiles = static_cast<uint32_t>(choice.m_tiles * choice.n_tiles);
+  launch(kReduce, {tiles, static_cast<uint32_t>((std::min<int64_t>(tile.m, size_m) + 3) / 4), 1}, 0, params);
+}
+
+}  // namespace
+
+SGLK_OP(
+    "gptq_marlin_gemm(Tensor a, Tensor(a!) c, Tensor b_q_weight, Tensor b_scales, Tensor? b_zeros, Tensor? "
+    "g_idx, "
+    "Tensor? perm, Tensor? b_bias, int b_q_type_id, int size_m, int size_n, int size_k) -> ()",
+    gptq_marlin_gemm);
+
+}  // namespace sglk::marlin_gemm

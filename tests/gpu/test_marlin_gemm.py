@@ -1,0 +1,146 @@
+"""gptq_marlin_gemm against float64.
+
+The bound of an element: half an ulp of every weight (its product with the scale is rounded to the dtype of
+a), the rounding of the result, and float32 sums.
+"""
+
+from __future__ import annotations
+
+import pytest
+import sgl_kernel
+import torch
+from sgl_kernel import _marlin_gemm as marlin
+from sgl_kernel.scalar_type import ScalarType, scalar_types
+from torch import Tensor
+
+from ._compare import assert_close, assert_same_bits
+from ._marlin import TYPES, MarlinWeight, random_weight
+from ._tensors import DEVICE, HALVES, embed_rows, name, randn
+
+ROWS = (0, 1, 2, 3, 7, 17, 33, 65, 127, 129, 1000)
+SHAPES = ((64, 128), (128, 256), (192, 384), (256, 1024), (576, 640), (1088, 2048), (5120, 1024))
+GROUP_SIZES = (-1, 32, 64, 128)
+
+
+def product(weight: MarlinWeight, a: Tensor, c: Tensor | None = None) -> Tensor:
+    return sgl_kernel.gptq_marlin_gemm(*weight.arguments(a, c), use_fp32_reduce=True)
+
+
+def assert_product(result: Tensor, a: Tensor, dense: Tensor, bias: Tensor | None = None) -> None:
+    expected, magnitude = a.double() @ dense, a.double().abs() @ dense.abs()
+    if bias is not None:
+        expected = expected + bias.double()
+    epsilon = torch.finfo(a.dtype).eps
+    slack = (0.5 * epsilon + 2.0**-20) * magnitude + epsilon * expected.abs()
+    assert_close(result, expected, slack=slack, label="gptq_marlin_gemm")
+
+
+def check(weight: MarlinWeight, m: int, dtype: torch.dtype) -> None:
+    a = randn(m, weight.size_k, dtype=dtype)
+    result = product(weight, a)
+    assert (result.shape, result.dtype) == ((m, weight.size_n), dtype)
+    assert_product(result, a, weight.dense())
+    assert not weight.workspace.any()
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=name)
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("m", ROWS)
+@pytest.mark.parametrize("type_", TYPES, ids=str)
+def test_rows(type_: ScalarType, m: int, group_size: int, dtype: torch.dtype) -> None:
+    check(random_weight(type_, 192, 512, group_size, dtype, DEVICE), m, dtype)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=name)
+@pytest.mark.parametrize(("size_n", "size_k"), SHAPES)
+@pytest.mark.parametrize(
+    "m",
+    [pytest.param(m, marks=pytest.mark.sanitizer) if m in (1, 17) else m for m in (1, 16, 17, 48, 129, 520)],
+)
+@pytest.mark.parametrize("type_", TYPES, ids=str)
+def test_shapes(type_: ScalarType, m: int, size_n: int, size_k: int, dtype: torch.dtype) -> None:
+    check(random_weight(type_, size_n, size_k, 128, dtype, DEVICE), m, dtype)
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("m", [1, 16, 32, 64, 100])
+@pytest.mark.parametrize("type_", TYPES, ids=str)
+def test_every_tile(type_: ScalarType, m: int) -> None:
+    check(random_weight(type_, 320, 256, 32, torch.bfloat16, DEVICE), m, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=name)
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("m", [1, 17, pytest.param(65, marks=pytest.mark.sanitizer), 129])
+@pytest.mark.parametrize("type_", [scalar_types.uint4b8, scalar_types.uint8b128], ids=str)
+def test_act_order(type_: ScalarType, m: int, group_size: int, dtype: torch.dtype) -> None:
+    check(random_weight(type_, 320, 512, group_size, dtype, DEVICE, is_act_order=True), m, dtype)
+
+
+def test_act_order_of_a_shard() -> None:
+    """Some rows of a larger matrix: scales hold all groups, g_idx names those that occur."""
+    weight = random_weight(scalar_types.uint4b8, 128, 256, 32, torch.float16, DEVICE, is_act_order=True)
+    scales = torch.cat([weight.scales, weight.scales.flip(0)])
+    weight.scales, weight.g_idx = scales, (weight.g_idx * 2 + 1).int()
+    a = randn(9, 256, dtype=torch.float16)
+    result = sgl_kernel.gptq_marlin_gemm(*weight.arguments(a), is_k_full=False)
+    assert_product(result, a, weight.dense())
+
+
+def test_a_permutation_out_of_range_does_not_fault() -> None:
+    weight = random_weight(scalar_types.uint4b8, 128, 256, 32, torch.float16, DEVICE, is_act_order=True)
+    weight.perm[0], weight.g_idx[-1] = 1 << 30, -5
+    product(weight, randn(3, 256, dtype=torch.float16))
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("m", [1, 20, 200])
+@pytest.mark.parametrize(("pad", "offset"), [(0, 0), (8, 8), (1, 3)])
+def test_strided_operands(m: int, pad: int, offset: int) -> None:
+    """An unaligned a is copied first; nothing beyond the rows of c is written."""
+    weight = random_weight(scalar_types.uint4, 192, 512, 128, torch.bfloat16, DEVICE)
+    values = randn(m, 512, dtype=torch.bfloat16)
+    a = embed_rows(values, pad=pad, offset=offset)
+    c = embed_rows(torch.zeros(m, 192, dtype=torch.bfloat16, device=DEVICE), pad=6, offset=2, poisoned=True)
+    assert product(weight, a.view, c.view) is c.view
+    assert_product(c.view, values, weight.dense())
+    c.assert_guards_intact()
+
+
+@pytest.mark.parametrize("m", [1, 130])
+@pytest.mark.parametrize("size_k", [128, 2048])
+def test_bias(m: int, size_k: int) -> None:
+    weight = random_weight(scalar_types.float8_e4m3fn, 320, size_k, -1, torch.float16, DEVICE)
+    a, permuted = randn(m, size_k, dtype=torch.float16), randn(320, dtype=torch.float16)
+    result = sgl_kernel.gptq_marlin_gemm(*weight.arguments(a), b_bias=permuted)
+    assert_product(result, a, weight.dense(), marlin.unpack_scales(permuted[None], is_single=True)[0])
+
+
+@pytest.mark.parametrize("m", [1, 17, 64, 300])
+@pytest.mark.parametrize("size_n", [320, 5120])
+def test_repeats_are_equal_bit_by_bit(m: int, size_n: int) -> None:
+    weight = random_weight(scalar_types.uint4, size_n, 2048, 128, torch.bfloat16, DEVICE)
+    a = randn(m, 2048, dtype=torch.bfloat16)
+    first = product(weight, a)
+    for _ in range(100):
+        assert_same_bits(product(weight, a), first, "gptq_marlin_gemm")
+
+
+def test_a_row_does_not_depend_on_the_others_of_its_tile() -> None:
+    """NaN in one row stays there."""
+    weight = random_weight(scalar_types.uint4, 320, 1024, 128, torch.bfloat16, DEVICE)
+    a = randn(13, 1024, dtype=torch.bfloat16)
+    clean = product(weight, a)
+    a[5] = torch.nan
+    result = product(weight, a)
+    assert result[5].isnan().all()
+    keep = torch.arange(13, device=DEVICE) != 5
+    assert_same_bits(result[keep], clean[keep], "gptq_marlin_gemm")
+
+
+def test_model_shapes() -> None:
+    """Those of Qwen3-32B that are cut into pieces most unevenly, on a slice of the columns' reference."""
+    for size_n, size_k, m in ((10240, 5120, 5), (5120, 25600, 16), (51200, 5120, 250)):
+        weight = random_weight(scalar_types.uint4, size_n, size_k, 128, torch.bfloat16, DEVICE)
+        a = randn(m, size_k, dtype=torch.bfloat16)
+        assert_product(product(weight, a), a, weight.dense())

@@ -1,0 +1,161 @@
+"""The marlin_gemm family: which kernel and how many blocks, that every product is computed once, refusals."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ._tensors import Tensor
+
+OPS = ["gptq_marlin_gemm"]
+UINT4, UINT4B8, UINT8B128, FLOAT8 = 1125899906843648, 1125899907892224, 1125899923621888, 2814749767172868
+IDS = {0: UINT4B8, 1: UINT8B128, 2: FLOAT8}  # by the heuristics' weight type
+H200, RTX_5090 = (132, 232448), (170, 101376)  # multiprocessors, bytes of shared memory of a block
+GPUS = st.sampled_from([H200, RTX_5090, (108, 166912), (84, 101376)])
+QWEN3_32B = ((10240, 5120), (5120, 8192), (51200, 5120), (5120, 25600))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    m=st.integers(1, 300) | st.integers(1, 20_000),
+    n=st.integers(1, 300).map(lambda x: 64 * x),
+    k=st.integers(1, 200).map(lambda x: 128 * x),
+    weight=st.integers(0, 2),
+    gpu_of_choice=GPUS,
+)
+def test_the_choice_fits(
+    native: Any, m: int, n: int, k: int, weight: int, gpu_of_choice: tuple[int, int]
+) -> None:
+    multiprocessors, shared_memory = gpu_of_choice
+    shape, m_tiles, n_tiles, tile_stages, blocks, shared, is_split = native.marlin_gemm.choose(
+        m, n, k, weight, False, multiprocessors, shared_memory
+    )
+    _, of_weight, is_act_order, tile_m, tile_k = native.marlin_gemm.shapes[shape]
+    assert (of_weight, is_act_order) == (weight, False)
+    assert (m_tiles - 1) * tile_m < m <= m_tiles * tile_m
+    assert (n_tiles - 1) * 256 < n <= n_tiles * 256
+    assert tile_stages * tile_k == k
+    assert shared <= shared_memory
+    assert 1 <= blocks <= m_tiles * n_tiles * tile_stages
+    assert is_split or m_tiles * n_tiles % blocks == 0
+    if m_tiles > 1:  # no larger tile of these weights
+        assert all(s[3] <= tile_m for s in native.marlin_gemm.shapes if s[1] == weight)
+
+
+@settings(deadline=None, max_examples=200)
+@given(tiles=st.integers(1, 60), tile_stages=st.integers(1, 40), blocks=st.integers(1, 300))
+def test_every_stage_belongs_to_one_piece(native: Any, tiles: int, tile_stages: int, blocks: int) -> None:
+    """What `run` writes to a slot of partial sums is what `reduce` reads, in the order of k."""
+    marlin, total = native.marlin_gemm, tiles * tile_stages
+    blocks = min(blocks, total)
+    written: dict[int, tuple[int, int]] = {}
+    whole = set()
+    for block in range(blocks):
+        begin, last = marlin.first_stage(block, blocks, total), marlin.first_stage(block + 1, blocks, total)
+        assert begin < last
+        while begin < last:
+            tile = begin // tile_stages
+            end = min(last, (tile + 1) * tile_stages)
+            if end - begin == tile_stages:
+                whole.add(tile)
+            else:
+                slot = 2 * block + (begin == tile * tile_stages)
+                assert slot not in written
+                written[slot] = (begin, end)
+            begin = end
+    for tile in range(tiles):
+        first = marlin.block_of(tile * tile_stages, blocks, total)
+        last = marlin.block_of((tile + 1) * tile_stages - 1, blocks, total)
+        assert (first == last) == (tile in whole)
+        if first != last:
+            pieces = [written.pop(2 * first + 1), *(written.pop(2 * b) for b in range(first + 1, last + 1))]
+            assert pieces[0][0] == tile * tile_stages
+            assert pieces[-1][1] == (tile + 1) * tile_stages
+            assert all(a[1] == b[0] for a, b in itertools.pairwise(pieces))
+    assert not written
+
+
+@given(m_tiles=st.integers(1, 40), n_tiles=st.integers(1, 40))
+def test_every_tile_is_numbered_once(native: Any, m_tiles: int, n_tiles: int) -> None:
+    found = {native.marlin_gemm.tile_at(i, m_tiles, n_tiles) for i in range(m_tiles * n_tiles)}
+    assert found == {(m, n) for m in range(m_tiles) for n in range(n_tiles)}
+
+
+@pytest.mark.parametrize(("n", "k"), QWEN3_32B)
+@pytest.mark.parametrize("m", [1, 2, 4, 8, 16])
+def test_an_rtx_5090_is_kept_busy(native: Any, m: int, n: int, k: int) -> None:
+    choice = native.marlin_gemm.choose(m, n, k, 0, False, *RTX_5090)
+    assert native.marlin_gemm.shapes[choice[0]][0] == "u4_m16"
+    assert choice[4] >= 170
+
+
+def arguments(
+    weight: int, *, m: int = 3, n: int = 256, k: int = 1024, groups: int = 8, dtype: str = "bfloat16",
+    has_order: bool = False, a_address: int = 0x8000
+) -> list[Any]:  # fmt: skip
+    bits = 4 if weight == 0 else 8
+    order = Tensor(k, dtype="int32") if has_order else None
+    return [
+        Tensor(m, k, dtype=dtype, address=a_address),
+        Tensor(m, n, dtype=dtype),
+        Tensor(k // 16, n * bits // 2, dtype="int32"),
+        Tensor(groups, n, dtype=dtype),
+        *(None, order, order, None),
+        *(IDS[weight], m, n, k),
+    ]
+
+
+def every_call(native: Any, op: str) -> Iterator[list[Any]]:
+    """Arguments that lead to each kernel that the op can launch."""
+    del native, op
+    for dtype in ("bfloat16", "float16"):
+        for weight in IDS:
+            for m in (1, 20, 40, 100):
+                yield arguments(weight, m=m, dtype=dtype)
+            if weight != 2:
+                yield arguments(weight, has_order=True, dtype=dtype)
+        yield arguments(0, dtype=dtype, a_address=0x8002)
+
+
+def test_nothing_is_launched_for_no_rows(gpu: Any) -> None:
+    gpu.torch.call(OPS[0], arguments(0, m=0))
+    assert gpu.driver.launches() == []
+
+
+REFUSED: list[tuple[int, Any, str]] = [
+    (8, 5, "b_q_type: expected uint4, uint4b8, uint8b128 or float8_e4m3fn, got the type of id 5"),
+    (10, 96, "size_n: expected a multiple of 64, got 96"),
+    (11, 192, "size_k: expected a positive multiple of 128, got 192"),
+    (9, 4, "a.size(0): expected 4 (size_m), got 3"),
+    (0, Tensor(3, 1024, dtype="float32"), "a: expected float16 or bfloat16, got float32"),
+    (1, Tensor(3, 256, strides=[257, 1]), "c: expected rows aligned to 4 bytes"),
+    (
+        2,
+        Tensor(64, 512, dtype="int32", address=0x8004),
+        "b_q_weight: expected data aligned to 16 bytes, got ",
+    ),
+    (2, Tensor(64, 256, dtype="int32"), "b_q_weight.size(1): expected 512 (size_n * bits / 2), got 256"),
+    (
+        3,
+        Tensor(5, 256),
+        "b_scales.size(0): expected 1 group, or groups of 32, 64 or 128 of size_k's 1024 rows",
+    ),
+    (4, Tensor(8, 32, dtype="int32"), "b_zeros: expected none with this b_q_type, got some"),
+    (5, Tensor(1024, dtype="int32"), "g_idx, perm: expected both or none, got one of them"),
+    (7, Tensor(8), "b_bias.size(0): expected 256 (size_n), got 8"),
+]
+
+
+@pytest.mark.parametrize(("index", "value", "message"), REFUSED)
+def test_refusals(gpu: Any, index: int, value: Any, message: str) -> None:
+    values = arguments(0)
+    values[index] = value
+    with pytest.raises(RuntimeError, match=re.escape(f"gptq_marlin_gemm: {message}")):
+        gpu.torch.call(OPS[0], values)
+    assert gpu.driver.launches() == []
