@@ -9,12 +9,41 @@ from typing import Any
 
 import pytest
 
-from . import test_activation, test_norm, test_rope
+from . import (
+    test_activation,
+    test_grammar,
+    test_kv_store,
+    test_merge,
+    test_moe_align,
+    test_moe_gate,
+    test_norm,
+    test_rope,
+)
 from ._build import CSRC, FAMILIES, ROOT
 
-FAMILY_TESTS = {"norm": test_norm, "activation": test_activation, "rope": test_rope}
-FIRST = {"norm": 2, "activation": 3, "rope": 2}  # ops or styles
-SECOND = {"norm": 2, "activation": 3, "rope": 2}  # element types
+FAMILY_TESTS = {
+    "norm": test_norm,
+    "activation": test_activation,
+    "rope": test_rope,
+    "merge": test_merge,
+    "grammar": test_grammar,
+    "kv_store": test_kv_store,
+    "moe_gate": test_moe_gate,
+    "moe_align": test_moe_align,
+}
+# Ops or styles, and element types.
+FIRST = {"norm": 2, "activation": 3, "rope": 2, "merge": 2, "grammar": 1, "kv_store": 3, "moe_gate": 2}
+FIRST["moe_align"] = 1
+SECOND = {"norm": 2, "activation": 3, "rope": 2, "merge": 3, "grammar": 3, "kv_store": 1, "moe_gate": 3}
+SECOND["moe_align"] = 2
+
+
+def triples(native: Any, family: str) -> list[tuple[int, int, int]]:
+    """(first, second, shape) of each kernel, in the order of the kernels."""
+    shapes = range(len(getattr(native, family).shapes))
+    everything = itertools.product(range(FIRST[family]), range(SECOND[family]), shapes)
+    # moe_fused_gate has all shapes but the last.
+    return [x for x in everything if family != "moe_gate" or x[0] == 0 or x[2] != shapes[-1]]
 
 
 def names(native: Any, family: str) -> list[str]:
@@ -23,8 +52,8 @@ def names(native: Any, family: str) -> list[str]:
 
 
 def max_threads(native: Any, family: str, shape: tuple[Any, ...]) -> int:
-    bounds: dict[str, int] = {"norm": shape[-1], "activation": 128, "rope": native.rope.max_threads}
-    return bounds[family]
+    bounds: dict[str, int] = {"norm": shape[-1], "rope": native.rope.max_threads, "moe_align": 1024}
+    return bounds.get(family, 128)
 
 
 def test_a_family_has_one_file_of_each_kind() -> None:
@@ -45,21 +74,18 @@ def test_the_host_selects_exactly_the_entry_points(native: Any, entry_points: An
 def test_indices_and_names_are_one_to_one(native: Any, family: str) -> None:
     module = getattr(native, family)
     assert len(set(names(native, family))) == module.kernel_count
-    shapes = range(len(module.shapes))
-    triples = itertools.product(range(FIRST[family]), range(SECOND[family]), shapes)
-    assert [module.kernel_index(*triple) for triple in triples] == list(range(module.kernel_count))
-    for index, name in enumerate(names(native, family)):
-        assert name.endswith(f"_{module.shapes[index % len(shapes)][0]}")
+    kernels = triples(native, family)
+    assert [module.kernel_index(*triple) for triple in kernels] == list(range(module.kernel_count))
+    for name, (_, _, shape) in zip(names(native, family), kernels, strict=True):
+        assert name.endswith(f"_{module.shapes[shape][0]}")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_host_and_device_agree_on_threads_and_parameters(native: Any, entry_points: Any, family: str) -> None:
     module = getattr(native, family)
-    for index, name in enumerate(names(native, family)):
+    for name, (_, _, shape) in zip(names(native, family), triples(native, family), strict=True):
         entry = entry_points[family][name]
-        assert entry.max_threads == max_threads(native, family, module.shapes[index % len(module.shapes)]), (
-            name
-        )
+        assert entry.max_threads == max_threads(native, family, module.shapes[shape]), name
         assert entry.params_bytes == module.params_size, name
 
 
