@@ -28,7 +28,13 @@ __all__ = ["BASELINE", "main", "markdown", "plot", "write"]
 BASELINE = Path(__file__).with_name("baseline.json")
 OTHER_RUN = "other run, same machine type"
 NONE = "-"
-STYLES = {"norm": ("o", "tab:blue"), "activation": ("s", "tab:orange"), "rope": ("^", "tab:green")}
+STYLES = {
+    "norm": ("o", "tab:blue"),
+    "activation": ("s", "tab:orange"),
+    "rope": ("^", "tab:green"),
+    "merge": ("v", "tab:red"),
+    "moe": ("D", "tab:purple"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

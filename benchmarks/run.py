@@ -1,6 +1,6 @@
 """``python -m benchmarks.run OUT_DIR``: time the families, write one JSON each, then the report.
 
---family NAME      norm, activation or rope; several times for several (default: all)
+--family NAME      norm, activation, rope, merge or moe; several times for several (default: all)
 --quick            the cases of the baseline alone, three replays each
 --no-compile       without torch.compile among the peers
 --peer-path DIR    also time the sgl_kernel installed in DIR (pip install --target), in a process of its own
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-FAMILIES = ("norm", "activation", "rope")
+FAMILIES = ("norm", "activation", "rope", "merge", "moe")
 PEER = "peer sgl_kernel"
 
 
@@ -83,10 +83,10 @@ def run(options: argparse.Namespace) -> bool:
             f"benchmarks need a CUDA device: torch {torch.__version__} sees none\n"
             "Run them on a machine with an NVIDIA GPU and a torch built for CUDA."
         )
-    from . import _bench, bench_activation, bench_norm, bench_rope
+    from . import _bench, bench_activation, bench_merge, bench_moe, bench_norm, bench_rope
 
     check_package_folders(options)
-    modules: list[Any] = [bench_norm, bench_activation, bench_rope]
+    modules: list[Any] = [bench_norm, bench_activation, bench_rope, bench_merge, bench_moe]
     options.out_dir.mkdir(parents=True, exist_ok=True)
     ceiling = (0.0, "") if options.only_package is not None else _bench.copy_ceiling(replays(options))
     has_failed = False
