@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-FAMILIES = ("norm", "activation", "rope", "marlin_gemm", "awq", "sampling")
+FAMILIES = ("norm", "activation", "rope", "marlin_gemm", "awq", "sampling", "merge", "moe")
 PEER = "peer sgl_kernel"
 
 

@@ -30,8 +30,8 @@ struct merge_state_v2 {
 };
 
 struct Weights {
-  float a, b;  // of the values; 0 for a part that does not enter
-  float s;
+  float a, b;       // of the values; 0 for a part that does not enter
+  float high, sum;  // the merged log-sum-exp is high + log(sum)
 };
 
 // A NaN of either part ends in all three: comparisons with it are false, so it is taken for the lower part.
@@ -41,10 +41,10 @@ __device__ __forceinline__ Weights weigh(float s_a, float s_b) {
   s_b = Base::clean(s_b);
   const bool is_a_higher = s_a > s_b;
   const float high = is_a_higher ? s_a : s_b, low = is_a_higher ? s_b : s_a;
-  if (high == -CUDART_INF_F && low == -CUDART_INF_F) return {0.0f, 0.0f, -CUDART_INF_F};
+  if (high == -CUDART_INF_F && low == -CUDART_INF_F) return {0.0f, 0.0f, -CUDART_INF_F, 1.0f};
   const float ratio = Base::power(low - high), sum = 1.0f + ratio;
-  const float of_high = 1.0f / sum, of_low = ratio / sum;
-  return {is_a_higher ? of_high : of_low, is_a_higher ? of_low : of_high, high + Base::log(sum)};
+  const float of_high = __fdividef(1.0f, sum), of_low = ratio * of_high;  // sum is 1 to 2: two ulps at most
+  return {is_a_higher ? of_high : of_low, is_a_higher ? of_low : of_high, high, sum};
 }
 
 template <class Base, class T, int kSize, int kRows, bool kIsStreaming>
@@ -85,18 +85,20 @@ __device__ __forceinline__ void merge(const MergeParams& p) {
   __syncwarp();  // every lane of a row has read what the first may now overwrite
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    if (lane == 0 && first + r * rows_abreast < p.rows) p.s_merged[row[r]] = weights[r].s;
+    if (lane == 0 && first + r * rows_abreast < p.rows) {
+      p.s_merged[row[r]] = weights[r].high + Base::log(weights[r].sum);
+    }
   }
   for (int unit = lane; unit < p.units;) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const float w_a = weights[r].a, w_b = weights[r].b;
+      if (w_a == 0.0f) a[r] = {};  // not 0 · NaN
+      if (w_b == 0.0f) b[r] = {};
       Vector<T, kSize> out;
 #pragma unroll
       for (int e = 0; e < kSize; ++e) {
-        const float x = w_a == 0.0f ? 0.0f : to_float(a[r][e]) * w_a;
-        const float y = w_b == 0.0f ? 0.0f : to_float(b[r][e]) * w_b;
-        out[e] = from_float<T>(x + y);
+        out[e] = from_float<T>(to_float(a[r][e]) * w_a + to_float(b[r][e]) * w_b);
       }
       if (first + r * rows_abreast < p.rows) {
         store<kIsStreaming>(v_merged + (row[r] * p.units + unit) * kSize, out);
