@@ -32,7 +32,11 @@ STYLES = {
     "norm": ("o", "tab:blue"),
     "activation": ("s", "tab:orange"),
     "rope": ("^", "tab:green"),
-    "awq": ("D", "tab:red"),
+    "marlin_gemm": ("D", "tab:red"),
+    "awq": ("P", "tab:brown"),
+    "sampling": ("X", "tab:pink"),
+    "merge": ("v", "tab:purple"),
+    "moe": ("*", "tab:gray"),
 }
 
 

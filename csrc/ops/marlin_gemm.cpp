@@ -35,13 +35,6 @@ void check_matrix(const Argument& x, int64_t rows, const char* rows_reason, int6
   check_device(x, a.device(), "device of a");
 }
 
-void check_contiguous(const Argument& x) {
-  check_last_stride(x);
-  SGLK_CHECK(x.tensor.size(0) <= 1 || x.tensor.stride(0) == x.tensor.size(1),
-             "%s: %s.stride(0): expected %ld (contiguous), got %ld", x.op, x.name, x.tensor.size(1),
-             x.tensor.stride(0));
-}
-
 void check_vector(const Argument& x, int64_t size, const char* reason, DType dtype, const Tensor& a) {
   check_dim(x, 1, "(a vector)");
   check_size(x, 0, size, reason);
