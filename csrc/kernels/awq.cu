@@ -92,16 +92,16 @@ __device__ __forceinline__ void awq_dequantize_any(const AwqParams& p) {
 
 }  // namespace sglk
 
-#define SGLK_AWQ(dtype, shape, function)                                       \
-  extern "C" __global__ void __launch_bounds__(sglk::kAwqThreads)              \
+#define SGLK_AWQ(dtype, shape, function)                                            \
+  extern "C" __global__ void __launch_bounds__(sglk::kAwqThreads)                   \
       awq_dequantize_##dtype##_##shape(const __grid_constant__ sglk::AwqParams p) { \
-    function(p);                                                               \
+    function(p);                                                                    \
   }
 
-#define SGLK_AWQ_DTYPE(dtype)                                                             \
-  SGLK_AWQ(dtype, rows_4, (sglk::awq_dequantize_rows<sglk::dtype, 4, false>))             \
-  SGLK_AWQ(dtype, rows_8, (sglk::awq_dequantize_rows<sglk::dtype, 8, false>))             \
-  SGLK_AWQ(dtype, rows_8_streaming, (sglk::awq_dequantize_rows<sglk::dtype, 8, true>))    \
+#define SGLK_AWQ_DTYPE(dtype)                                                          \
+  SGLK_AWQ(dtype, rows_4, (sglk::awq_dequantize_rows<sglk::dtype, 4, false>))          \
+  SGLK_AWQ(dtype, rows_8, (sglk::awq_dequantize_rows<sglk::dtype, 8, false>))          \
+  SGLK_AWQ(dtype, rows_8_streaming, (sglk::awq_dequantize_rows<sglk::dtype, 8, true>)) \
   SGLK_AWQ(dtype, any, (sglk::awq_dequantize_any<sglk::dtype>))
 
 SGLK_AWQ_DTYPE(f16)

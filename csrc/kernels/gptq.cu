@@ -18,11 +18,11 @@
 
 namespace sglk {
 
-constexpr int kUnit = 32;             // rows
-constexpr int kGptqThreads = 128;     // and columns of a block
-constexpr int kStageUnits = 8;        // of a in shared memory at a time (rows_*)
-constexpr int kTileRows = 64;         // of output (tile)
-constexpr int kPitch = kUnit + 8;     // halves between rows in shared memory: no bank conflicts of 16 bytes
+constexpr int kUnit = 32;          // rows
+constexpr int kGptqThreads = 128;  // and columns of a block
+constexpr int kStageUnits = 8;     // of a in shared memory at a time (rows_*)
+constexpr int kTileRows = 64;      // of output (tile)
+constexpr int kPitch = kUnit + 8;  // halves between rows in shared memory: no bank conflicts of 16 bytes
 
 // Value i (bits i · kBits …) of a unit's words, kBits each, in the low bits of a float's mantissa: 2^23 + q.
 template <int kBits>
@@ -50,7 +50,8 @@ __device__ __forceinline__ float scale_of(const GptqParams& p, int64_t group, in
 
 // The words of a unit; zeros beyond the last row of weights.
 template <int kBits>
-__device__ __forceinline__ void load_unit(uint32_t (&word)[kBits], const GptqParams& p, int unit, int column) {
+__device__ __forceinline__ void load_unit(uint32_t (&word)[kBits], const GptqParams& p, int unit,
+                                          int column) {
   const int rows = static_cast<int>(int64_t{p.k} * kBits / 32);
 #pragma unroll
   for (int w = 0; w < kBits; ++w) {
@@ -90,7 +91,8 @@ struct Block {
 // Blocks that read the same weights are neighbours.
 __device__ __forceinline__ Block this_block(const GptqParams& p) {
   const unsigned b = blockIdx.x, rows = p.row_blocks, columns = p.column_blocks;
-  return {static_cast<int>(b % rows), static_cast<int>(b / rows % columns), static_cast<int>(b / rows / columns)};
+  return {static_cast<int>(b % rows), static_cast<int>(b / rows % columns),
+          static_cast<int>(b / rows / columns)};
 }
 
 template <int kBits, bool kIsIndexed, int kRows>
@@ -170,7 +172,8 @@ __device__ __forceinline__ void load_matrices(uint32_t (&out)[4], const f16* row
 }
 
 // PTX ISA, mma.m16n8k16: c += a · b.
-__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                             uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
@@ -187,7 +190,8 @@ struct Fetched {
 
 // Thread t of a block has row t / 2 of a, 16 columns from 16 · (t % 2).
 template <int kBits>
-__device__ __forceinline__ void fetch(Fetched<kBits>& next, const GptqParams& p, int unit, int row, int column) {
+__device__ __forceinline__ void fetch(Fetched<kBits>& next, const GptqParams& p, int unit, int row,
+                                      int column) {
   load_unit(next.word, p, unit, column);
   const f16* const a = static_cast<const f16*>(p.a) + int64_t{row} * p.a_stride;
   const int first = unit * kUnit + threadIdx.x % 2 * 16;
@@ -351,20 +355,20 @@ __device__ __forceinline__ void gptq_copy_words(const GptqParams& p) {
 
 }  // namespace sglk
 
-#define SGLK_GPTQ(name, function)                                          \
-  extern "C" __global__ void __launch_bounds__(sglk::kGptqThreads)         \
-      gptq_##name(const __grid_constant__ sglk::GptqParams p) {            \
-    function(p);                                                           \
+#define SGLK_GPTQ(name, function)                                  \
+  extern "C" __global__ void __launch_bounds__(sglk::kGptqThreads) \
+      gptq_##name(const __grid_constant__ sglk::GptqParams p) {    \
+    function(p);                                                   \
   }
 
-#define SGLK_GPTQ_GROUPING(bits, grouping, is_indexed)                                    \
-  SGLK_GPTQ(gemm_##bits##_##grouping##_rows_1, (sglk::gptq_rows<bits, is_indexed, 1>))    \
-  SGLK_GPTQ(gemm_##bits##_##grouping##_rows_4, (sglk::gptq_rows<bits, is_indexed, 4>))    \
+#define SGLK_GPTQ_GROUPING(bits, grouping, is_indexed)                                 \
+  SGLK_GPTQ(gemm_##bits##_##grouping##_rows_1, (sglk::gptq_rows<bits, is_indexed, 1>)) \
+  SGLK_GPTQ(gemm_##bits##_##grouping##_rows_4, (sglk::gptq_rows<bits, is_indexed, 4>)) \
   SGLK_GPTQ(gemm_##bits##_##grouping##_tile, (sglk::gptq_tile<bits, is_indexed>))
 
-#define SGLK_GPTQ_BITS(bits)                                  \
-  SGLK_GPTQ_GROUPING(bits, grouped, false)                    \
-  SGLK_GPTQ_GROUPING(bits, indexed, true)                     \
+#define SGLK_GPTQ_BITS(bits)               \
+  SGLK_GPTQ_GROUPING(bits, grouped, false) \
+  SGLK_GPTQ_GROUPING(bits, indexed, true)  \
   SGLK_GPTQ(shuffle_##bits, sglk::gptq_shuffle_rows<bits>)
 
 SGLK_GPTQ_BITS(2)

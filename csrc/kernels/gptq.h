@@ -3,8 +3,8 @@
 
 namespace sglk {
 
-// All contiguous, but for the rows of a. The kernels of one family take the same parameters; each says what it
-// reads. `bits` is part of a kernel's name.
+// All contiguous, but for the rows of a. The kernels of one family take the same parameters; each says what
+// it reads. `bits` is part of a kernel's name.
 struct GptqParams {
   void* output;             // gemm, reduce: fp16 [m, n]; shuffle: unsigned [k · bits / 32, n]
   float* partial;           // [splits, m, n]: what the splits of K add up to, each; null: there is one split

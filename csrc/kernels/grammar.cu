@@ -54,13 +54,13 @@ __device__ __forceinline__ void mask(const GrammarParams& p) {
 
 }  // namespace sglk
 
-#define SGLK_GRAMMAR_SHAPE(dtype, type, shape, size)                                                   \
-  extern "C" __global__ void __launch_bounds__(sglk::kThreads)                                         \
-      apply_token_bitmask_##dtype##_##shape(const __grid_constant__ sglk::GrammarParams p) {           \
-    sglk::mask<type, size>(p);                                                                         \
+#define SGLK_GRAMMAR_SHAPE(dtype, type, shape, size)                                         \
+  extern "C" __global__ void __launch_bounds__(sglk::kThreads)                               \
+      apply_token_bitmask_##dtype##_##shape(const __grid_constant__ sglk::GrammarParams p) { \
+    sglk::mask<type, size>(p);                                                               \
   }
 
-#define SGLK_GRAMMAR(dtype, type)                              \
+#define SGLK_GRAMMAR(dtype, type)                                  \
   SGLK_GRAMMAR_SHAPE(dtype, type, vector, sglk::kVectorSize<type>) \
   SGLK_GRAMMAR_SHAPE(dtype, type, element, 1)
 

@@ -10,9 +10,9 @@ struct GrammarParams {
   const void* indices;  // [count] int32 or int64, the rows to mask; null: all
   long logits_stride;
   long bitmask_stride;
-  long rows;            // an index outside is skipped
-  int tokens;           // min(vocabulary, 32 · words): the rest stays as it is
-  int chunks;           // blocks that share a row
+  long rows;   // an index outside is skipped
+  int tokens;  // min(vocabulary, 32 · words): the rest stays as it is
+  int chunks;  // blocks that share a row
   bool is_index_64;
 };
 

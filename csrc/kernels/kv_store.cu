@@ -90,16 +90,16 @@ __device__ __forceinline__ void downcast_fp8(const KvStoreParams& p) {
 
 }  // namespace sglk
 
-#define SGLK_STORE(shape, bytes)                                                                      \
-  extern "C" __global__ void __launch_bounds__(sglk::kMaxThreads)                                     \
-      store_kv_cache_##shape(const __grid_constant__ sglk::KvStoreParams p) {                         \
-    sglk::store_kv_cache<bytes>(p);                                                                   \
+#define SGLK_STORE(shape, bytes)                                              \
+  extern "C" __global__ void __launch_bounds__(sglk::kMaxThreads)             \
+      store_kv_cache_##shape(const __grid_constant__ sglk::KvStoreParams p) { \
+    sglk::store_kv_cache<bytes>(p);                                           \
   }
 
-#define SGLK_DOWNCAST(dtype, shape, size)                                                             \
-  extern "C" __global__ void __launch_bounds__(sglk::kMaxThreads)                                     \
-      downcast_fp8_##dtype##_##shape(const __grid_constant__ sglk::KvStoreParams p) {                 \
-    sglk::downcast_fp8<sglk::dtype, size>(p);                                                         \
+#define SGLK_DOWNCAST(dtype, shape, size)                                             \
+  extern "C" __global__ void __launch_bounds__(sglk::kMaxThreads)                     \
+      downcast_fp8_##dtype##_##shape(const __grid_constant__ sglk::KvStoreParams p) { \
+    sglk::downcast_fp8<sglk::dtype, size>(p);                                         \
   }
 
 SGLK_STORE(vector, 16)

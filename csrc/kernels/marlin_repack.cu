@@ -75,8 +75,8 @@ struct Awq<4> {
   static constexpr int kWords = 4, kTiles = 4;  // words of a lane and a tile; tiles of a warp
 
   // Word i of rows 2q, 2q+1, 2q+8, 2q+9.
-  static __device__ __forceinline__ void load(uint32_t (&word)[kWords], const MarlinRepackParams& p, int64_t k,
-                                              int block) {
+  static __device__ __forceinline__ void load(uint32_t (&word)[kWords], const MarlinRepackParams& p,
+                                              int64_t k, int block) {
     const auto [i, q] = this_lane();
     const int64_t stride = int64_t{p.column_blocks} * 8;
     const uint32_t* const first = p.input + (k + 2 * q) * stride + int64_t{block} * 8 + i;
@@ -96,10 +96,9 @@ struct Awq<4> {
       w = transpose_nibbles(spread_even | (spread_odd << 4), i);
     }
     const uint32_t a = word[0], b = word[1], c = word[2], d = word[3];
-    out[0] = transpose_words((a & 0x0f0f0f0fu) | ((c & 0x0f0f0f0fu) << 4),
-                             ((a >> 4) & 0x0f0f0f0fu) | (c & 0xf0f0f0f0u),
-                             (b & 0x0f0f0f0fu) | ((d & 0x0f0f0f0fu) << 4),
-                             ((b >> 4) & 0x0f0f0f0fu) | (d & 0xf0f0f0f0u));
+    out[0] = transpose_words(
+        (a & 0x0f0f0f0fu) | ((c & 0x0f0f0f0fu) << 4), ((a >> 4) & 0x0f0f0f0fu) | (c & 0xf0f0f0f0u),
+        (b & 0x0f0f0f0fu) | ((d & 0x0f0f0f0fu) << 4), ((b >> 4) & 0x0f0f0f0fu) | (d & 0xf0f0f0f0u));
   }
 };
 
@@ -108,12 +107,11 @@ struct Awq<8> {
   static constexpr int kWords = 8, kTiles = 2;
 
   // A row has 16 words, column 4w + o of word w. Of those with w % 2 = i / 4, numbers i % 4 and i % 4 + 4.
-  static __device__ __forceinline__ void load(uint32_t (&word)[kWords], const MarlinRepackParams& p, int64_t k,
-                                              int block) {
+  static __device__ __forceinline__ void load(uint32_t (&word)[kWords], const MarlinRepackParams& p,
+                                              int64_t k, int block) {
     const auto [i, q] = this_lane();
     const int64_t stride = int64_t{p.column_blocks} * 16;
-    const uint32_t* const first =
-        p.input + (k + 2 * q) * stride + int64_t{block} * 16 + 2 * (i % 4) + i / 4;
+    const uint32_t* const first = p.input + (k + 2 * q) * stride + int64_t{block} * 16 + 2 * (i % 4) + i / 4;
 #pragma unroll
     for (int row = 0; row < 4; ++row) {
       const int64_t offset = (row / 2 * 8 + row % 2) * stride;
@@ -138,8 +136,8 @@ struct Gptq<4> {
   static constexpr int kWords = 4, kTiles = 4;
 
   // Columns 8q + i and 8(q + 4) + i of both rows of words.
-  static __device__ __forceinline__ void load(uint32_t (&word)[kWords], const MarlinRepackParams& p, int64_t k,
-                                              int block) {
+  static __device__ __forceinline__ void load(uint32_t (&word)[kWords], const MarlinRepackParams& p,
+                                              int64_t k, int block) {
     const auto [i, q] = this_lane();
     const int64_t stride = int64_t{p.column_blocks} * 64;
     const uint32_t* const first = p.input + k / 8 * stride + int64_t{block} * 64 + 8 * q + i;
@@ -169,12 +167,11 @@ struct Gptq<8> {
   static constexpr int kWords = 8, kTiles = 2;
 
   // Columns 8(2s + q%2) + i of rows q/2 and q/2 + 2 of words.
-  static __device__ __forceinline__ void load(uint32_t (&word)[kWords], const MarlinRepackParams& p, int64_t k,
-                                              int block) {
+  static __device__ __forceinline__ void load(uint32_t (&word)[kWords], const MarlinRepackParams& p,
+                                              int64_t k, int block) {
     const auto [i, q] = this_lane();
     const int64_t stride = int64_t{p.column_blocks} * 64;
-    const uint32_t* const first =
-        p.input + (k / 4 + q / 2) * stride + int64_t{block} * 64 + 8 * (q % 2) + i;
+    const uint32_t* const first = p.input + (k / 4 + q / 2) * stride + int64_t{block} * 64 + 8 * (q % 2) + i;
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
       word[2 * s] = first[16 * s];
@@ -200,8 +197,8 @@ struct PermutedGptq {
   static constexpr int kWords = kBits, kTiles = 1;
   static constexpr int kPerWord = 32 / kBits;
 
-  static __device__ __forceinline__ void load(uint32_t (&word)[kWords], const MarlinRepackParams& p, int64_t k,
-                                              int block) {
+  static __device__ __forceinline__ void load(uint32_t (&word)[kWords], const MarlinRepackParams& p,
+                                              int64_t k, int block) {
     const auto [i, q] = this_lane();
     const int64_t stride = int64_t{p.column_blocks} * 64;
 #pragma unroll
@@ -261,10 +258,10 @@ __device__ __forceinline__ void marlin_repack(const MarlinRepackParams& p) {
 
 }  // namespace sglk
 
-#define SGLK_MARLIN_REPACK(name, layout)                                              \
-  extern "C" __global__ void __launch_bounds__(32 * sglk::kRepackWarps)               \
-      marlin_repack_##name(const __grid_constant__ sglk::MarlinRepackParams p) {      \
-    sglk::marlin_repack<sglk::layout>(p);                                             \
+#define SGLK_MARLIN_REPACK(name, layout)                                         \
+  extern "C" __global__ void __launch_bounds__(32 * sglk::kRepackWarps)          \
+      marlin_repack_##name(const __grid_constant__ sglk::MarlinRepackParams p) { \
+    sglk::marlin_repack<sglk::layout>(p);                                        \
   }
 
 SGLK_MARLIN_REPACK(awq_4, Awq<4>)

@@ -111,16 +111,16 @@ __device__ __forceinline__ void merge(const MergeParams& p) {
 
 }  // namespace sglk
 
-#define SGLK_MERGE_SHAPE(op, dtype, type, shape, size, rows, is_streaming)                \
-  extern "C" __global__ void __launch_bounds__(sglk::kMaxThreads)                         \
-      op##_##dtype##_##shape(const __grid_constant__ sglk::MergeParams p) {               \
-    sglk::merge<sglk::op, type, size, rows, is_streaming>(p);                             \
+#define SGLK_MERGE_SHAPE(op, dtype, type, shape, size, rows, is_streaming)  \
+  extern "C" __global__ void __launch_bounds__(sglk::kMaxThreads)           \
+      op##_##dtype##_##shape(const __grid_constant__ sglk::MergeParams p) { \
+    sglk::merge<sglk::op, type, size, rows, is_streaming>(p);               \
   }
 
-#define SGLK_MERGE(op, dtype, type)                                                       \
-  SGLK_MERGE_SHAPE(op, dtype, type, vector_1, sglk::kVectorSize<type>, 1, false)          \
-  SGLK_MERGE_SHAPE(op, dtype, type, vector_2, sglk::kVectorSize<type>, 2, false)          \
-  SGLK_MERGE_SHAPE(op, dtype, type, stream_2, sglk::kVectorSize<type>, 2, true)           \
+#define SGLK_MERGE(op, dtype, type)                                              \
+  SGLK_MERGE_SHAPE(op, dtype, type, vector_1, sglk::kVectorSize<type>, 1, false) \
+  SGLK_MERGE_SHAPE(op, dtype, type, vector_2, sglk::kVectorSize<type>, 2, false) \
+  SGLK_MERGE_SHAPE(op, dtype, type, stream_2, sglk::kVectorSize<type>, 2, true)  \
   SGLK_MERGE_SHAPE(op, dtype, type, element_1, 1, 1, false)
 
 #define SGLK_MERGE_DTYPES(op)      \

@@ -1,7 +1,8 @@
 // The choices of all tokens, sorted by expert into runs of whole blocks, sm_80 and later.
 //
 // Bucket b collects the choices of expert b − 1 (bucket 0: choices that were masked out), in ascending order,
-// at the start of a run whose length is a multiple of block_size. A choice outside of all buckets is left out.
+// at the start of a run whose length is a multiple of block_size. A choice outside of all buckets is left
+// out.
 //
 //   single  one block does it all
 //   count   a block counts its segment of the choices, and fills its part of the output with padding
@@ -9,7 +10,8 @@
 //
 //   choices   |segment 0    |segment 1    |...     one segment a block
 //             |w 0|w 1|...  |w 0|w 1|...           one run of 32-choice rows a warp
-//   place  =  start of the bucket + choices of the bucket in segments before + in warps before + in rows before
+//   place  =  start of the bucket + choices of the bucket in segments before + in warps before + in rows
+//   before
 //             + in lanes before
 #include "common/pdl.cuh"
 #include "common/types.cuh"
@@ -79,9 +81,9 @@ template <class Id, bool kIsSingle>
 __device__ __forceinline__ void place(const MoeAlignParams& p) {
   extern __shared__ int shared[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  int* const next = shared;                       // [warps, buckets]: where a warp puts its next choice
-  int* const before = next + warps * p.buckets;   // [buckets]: choices in the segments before this one
-  int* const all = before + p.buckets;            // [buckets]: choices; later the end of the run
+  int* const next = shared;                      // [warps, buckets]: where a warp puts its next choice
+  int* const before = next + warps * p.buckets;  // [buckets]: choices in the segments before this one
+  int* const all = before + p.buckets;           // [buckets]: choices; later the end of the run
   int* const own = next + warp * p.buckets;
   for (int i = threadIdx.x; i < (warps + 2) * p.buckets; i += blockDim.x) shared[i] = 0;
   __syncthreads();
@@ -175,16 +177,16 @@ __device__ __forceinline__ void place(const MoeAlignParams& p) {
 
 }  // namespace sglk
 
-#define SGLK_ALIGN(id, type, shape, function)                                        \
-  extern "C" __global__ void __launch_bounds__(sglk::kMaxThreads)                    \
+#define SGLK_ALIGN(id, type, shape, function)                                               \
+  extern "C" __global__ void __launch_bounds__(sglk::kMaxThreads)                           \
       moe_align_block_size_##id##_##shape(const __grid_constant__ sglk::MoeAlignParams p) { \
-    sglk::function(p);                                                               \
+    sglk::function(p);                                                                      \
   }
 #define SGLK_COMMA ,
 
-#define SGLK_ALIGNS(id, type)                                    \
-  SGLK_ALIGN(id, type, single, place<type SGLK_COMMA true>)      \
-  SGLK_ALIGN(id, type, count, count<type>)                       \
+#define SGLK_ALIGNS(id, type)                               \
+  SGLK_ALIGN(id, type, single, place<type SGLK_COMMA true>) \
+  SGLK_ALIGN(id, type, count, count<type>)                  \
   SGLK_ALIGN(id, type, place, place<type SGLK_COMMA false>)
 
 SGLK_ALIGNS(i32, int32_t)

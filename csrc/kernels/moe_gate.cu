@@ -2,7 +2,8 @@
 //
 //   topk_softmax    p = softmax(x); the topk largest, descending; renormalised: divided by their sum
 //   moe_fused_gate  s = sigmoid(x), c = s + bias; a group scores the sum of its two largest c; of the
-//                   topk_group best groups the experts with the largest c, descending; their weight is s / Σ s
+//                   topk_group best groups the experts with the largest c, descending; their weight is s / Σ
+//                   s
 //
 // Equal values: the lower index first. A warp holds a row as kValues values a lane, expert value · 32 + lane,
 // and takes the largest with two warp-wide integer reductions: of an integer that orders like the value, then
@@ -232,26 +233,26 @@ __device__ __forceinline__ void moe_fused_gate(const MoeGateParams& p) {
 
 }  // namespace sglk
 
-#define SGLK_GATE(op, dtype, type, shape, function)                                          \
-  extern "C" __global__ void __launch_bounds__(sglk::kThreads)                               \
-      op##_##dtype##_##shape(const __grid_constant__ sglk::MoeGateParams p) {                \
-    sglk::function(p);                                                                       \
+#define SGLK_GATE(op, dtype, type, shape, function)                           \
+  extern "C" __global__ void __launch_bounds__(sglk::kThreads)                \
+      op##_##dtype##_##shape(const __grid_constant__ sglk::MoeGateParams p) { \
+    sglk::function(p);                                                        \
   }
 
 #define SGLK_GATE_WARP(op, dtype, type, values) \
   SGLK_GATE(op, dtype, type, warp_##values, op<type SGLK_COMMA values>)
 #define SGLK_COMMA ,
 
-#define SGLK_GATE_WARPS(op, dtype, type)  \
-  SGLK_GATE_WARP(op, dtype, type, 1)      \
-  SGLK_GATE_WARP(op, dtype, type, 2)      \
-  SGLK_GATE_WARP(op, dtype, type, 4)      \
-  SGLK_GATE_WARP(op, dtype, type, 8)      \
+#define SGLK_GATE_WARPS(op, dtype, type) \
+  SGLK_GATE_WARP(op, dtype, type, 1)     \
+  SGLK_GATE_WARP(op, dtype, type, 2)     \
+  SGLK_GATE_WARP(op, dtype, type, 4)     \
+  SGLK_GATE_WARP(op, dtype, type, 8)     \
   SGLK_GATE_WARP(op, dtype, type, 16)
 
-#define SGLK_GATES(dtype, type)                                             \
-  SGLK_GATE_WARPS(topk_softmax, dtype, type)                                \
-  SGLK_GATE(topk_softmax, dtype, type, any, topk_softmax_any<type>)         \
+#define SGLK_GATES(dtype, type)                                     \
+  SGLK_GATE_WARPS(topk_softmax, dtype, type)                        \
+  SGLK_GATE(topk_softmax, dtype, type, any, topk_softmax_any<type>) \
   SGLK_GATE_WARPS(moe_fused_gate, dtype, type)
 
 SGLK_GATES(bf16, sglk::bf16)

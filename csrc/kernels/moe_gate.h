@@ -14,13 +14,13 @@ struct MoeGateParams {
   long input_stride;
   long tokens;
   int experts;
-  int topk;            // columns of weights and ids
-  int group_size;      // a power of two
-  int topk_group;      // groups that stay
-  int shared;          // the last columns, of experts that every token takes
-  int bias_type;       // 0: bf16, 1: fp16, 2: fp32
-  float shared_weight; // of such a column
-  float scale;         // of the other weights
+  int topk;             // columns of weights and ids
+  int group_size;       // a power of two
+  int topk_group;       // groups that stay
+  int shared;           // the last columns, of experts that every token takes
+  int bias_type;        // 0: bf16, 1: fp16, 2: fp32
+  float shared_weight;  // of such a column
+  float scale;          // of the other weights
   bool is_renormalized;
 };
 

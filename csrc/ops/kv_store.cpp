@@ -109,15 +109,30 @@ void store_kv_cache(const Tensor& k_cache, const Tensor& v_cache, const Tensor& 
   if (tokens == 0 || k_width + v_width == 0) return;
 
   const DeviceGuard guard(k.device());
-  KvStoreParams params{k_cache.data(), v_cache.data(), k.data(), v.data(), nullptr, nullptr, out_loc.data(),
-                       row_stride(k_cache) * k_size, row_stride(v_cache) * v_size, row_stride(k) * k_size,
-                       row_stride(v) * v_size, tokens, k_cache.size(0), v_cache.size(0), 1, 0, 0, 0, 0,
+  KvStoreParams params{k_cache.data(),
+                       v_cache.data(),
+                       k.data(),
+                       v.data(),
+                       nullptr,
+                       nullptr,
+                       out_loc.data(),
+                       row_stride(k_cache) * k_size,
+                       row_stride(v_cache) * v_size,
+                       row_stride(k) * k_size,
+                       row_stride(v) * v_size,
+                       tokens,
+                       k_cache.size(0),
+                       v_cache.size(0),
+                       1,
+                       0,
+                       0,
+                       0,
+                       0,
                        out_loc.dtype() == DType::kInt64};
-  const bool aligned =
-      is_aligned(16, 1, params.k, {params.k_stride, k_width}) &&
-      is_aligned(16, 1, params.v, {params.v_stride, v_width}) &&
-      is_aligned(16, 1, params.k_cache, {params.k_cache_stride}) &&
-      is_aligned(16, 1, params.v_cache, {params.v_cache_stride});
+  const bool aligned = is_aligned(16, 1, params.k, {params.k_stride, k_width}) &&
+                       is_aligned(16, 1, params.v, {params.v_stride, v_width}) &&
+                       is_aligned(16, 1, params.k_cache, {params.k_cache_stride}) &&
+                       is_aligned(16, 1, params.v_cache, {params.v_cache_stride});
   params.k_units = static_cast<int>(aligned ? k_width / 16 : k_width);
   params.v_units = static_cast<int>(aligned ? v_width / 16 : v_width);
   launch(op, kStore, params, aligned, k.device().index);
@@ -149,10 +164,26 @@ void downcast_fp8(const Tensor& k, const Tensor& v, const Tensor& k_out, const T
   if (tokens == 0 || k_width + v_width == 0) return;
 
   const DeviceGuard guard(k.device());
-  KvStoreParams params{k_out.data(), v_out.data(), k.data(), v.data(), k_scale.data<float>(),
-                       v_scale.data<float>(), loc.data(), row_stride(k_out), row_stride(v_out),
-                       row_stride(k), row_stride(v), tokens, k_out.size(0), v_out.size(0), mult, offset, 0, 0,
-                       0, loc.dtype() == DType::kInt64};
+  KvStoreParams params{k_out.data(),
+                       v_out.data(),
+                       k.data(),
+                       v.data(),
+                       k_scale.data<float>(),
+                       v_scale.data<float>(),
+                       loc.data(),
+                       row_stride(k_out),
+                       row_stride(v_out),
+                       row_stride(k),
+                       row_stride(v),
+                       tokens,
+                       k_out.size(0),
+                       v_out.size(0),
+                       mult,
+                       offset,
+                       0,
+                       0,
+                       0,
+                       loc.dtype() == DType::kInt64};
   const bool aligned = is_aligned(16, 2, params.k, {params.k_stride, k_width}) &&
                        is_aligned(16, 2, params.v, {params.v_stride, v_width}) &&
                        is_aligned(8, 1, params.k_cache, {params.k_cache_stride}) &&
@@ -164,9 +195,8 @@ void downcast_fp8(const Tensor& k, const Tensor& v, const Tensor& k_out, const T
 
 }  // namespace
 
-SGLK_OP(
-    "store_kv_cache(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor out_loc, Tensor k, Tensor v) -> ()",
-    store_kv_cache);
+SGLK_OP("store_kv_cache(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor out_loc, Tensor k, Tensor v) -> ()",
+        store_kv_cache);
 SGLK_OP(
     "downcast_fp8(Tensor k, Tensor v, Tensor(a!) k_out, Tensor(b!) v_out, Tensor k_scale, Tensor v_scale, "
     "Tensor loc, int mult, int offset, int cuda_stream) -> ()",

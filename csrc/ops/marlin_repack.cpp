@@ -30,9 +30,8 @@ void repack(const char* op, Source source, const Tensor& output, const Tensor& i
   if (output.numel() == 0) return;
   const DeviceGuard guard(input.device());
   const Choice choice = choose(source, static_cast<int>(num_bits), size_k, size_n);
-  const MarlinRepackParams params{
-      output.data<unsigned>(), input.data<unsigned>(), perm, size_k, static_cast<int>(size_n / 64),
-      choice.chunks};
+  const MarlinRepackParams params{output.data<unsigned>(),       input.data<unsigned>(), perm, size_k,
+                                  static_cast<int>(size_n / 64), choice.chunks};
   LaunchConfig config;
   config.grid.x = checked_grid(op, choice.blocks);
   config.block = kMaxThreads;

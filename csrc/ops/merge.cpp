@@ -22,8 +22,7 @@ FatBinary& fat_binary() {
 void check_like(const Argument& other, const Tensor& v_a, bool is_value) {
   check_dim(other, is_value ? 3 : 2, is_value ? "[tokens, heads, head_dim]" : "[tokens, heads]");
   for (int64_t d = 0; d < other.tensor.dim(); ++d) check_size(other, d, v_a.size(d), "that of v_a");
-  check_dtype(other, is_value ? v_a.dtype() : DType::kFloat32,
-              is_value ? "dtype of v_a" : "a log-sum-exp");
+  check_dtype(other, is_value ? v_a.dtype() : DType::kFloat32, is_value ? "dtype of v_a" : "a log-sum-exp");
   check_device(other, v_a.device(), "device of v_a");
   check_contiguous(other);
 }
@@ -52,14 +51,8 @@ void merge(const char* op, Op which, const Tensor& v_a, const Tensor& s_a, const
   const int32_t device = v_a.device().index;
   const Choice choice = choose(rows, dim, element_size, aligned, device_properties(device).multiprocessors);
   const int64_t units = aligned ? dim * element_size / 16 : dim;
-  const MergeParams params{v_merged.data(),
-                           s_merged.data<float>(),
-                           v_a.data(),
-                           v_b.data(),
-                           s_a.data<float>(),
-                           s_b.data<float>(),
-                           rows,
-                           static_cast<int>(units),
+  const MergeParams params{v_merged.data(),   s_merged.data<float>(), v_a.data(), v_b.data(),
+                           s_a.data<float>(), s_b.data<float>(),      rows,       static_cast<int>(units),
                            choice.lanes_log2};
   LaunchConfig config;
   config.grid.x = checked_grid(op, choice.blocks);

@@ -52,8 +52,9 @@ void moe_align_block_size(const Tensor& ids, int64_t num_experts, int64_t block_
   const int32_t device = ids.device().index;
   const Choice choice =
       choose(choices > 0 ? choices : 1, num_experts, device_properties(device).shared_memory_per_block);
-  SGLK_CHECK(choice.threads > 0, "%s: num_experts: expected a number whose counters fit into %d bytes, got %ld",
-             kOp, device_properties(device).shared_memory_per_block, num_experts);
+  SGLK_CHECK(choice.threads > 0,
+             "%s: num_experts: expected a number whose counters fit into %d bytes, got %ld", kOp,
+             device_properties(device).shared_memory_per_block, num_experts);
   const bool is_single = choice.segments == 1;
   std::optional<Tensor> counts;
   if (!is_single) counts = Tensor::empty({choice.segments, num_experts}, DType::kInt32, ids.device());

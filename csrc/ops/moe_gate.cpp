@@ -57,8 +57,9 @@ void topk_softmax(const Tensor& weights, const Tensor& ids, const Tensor& gating
   check_device(i, gating.device(), "device of gating_output");
   check_last_stride(i);
   const int64_t topk = weights.size(1), experts = gating.size(1);
-  SGLK_CHECK(topk <= experts, "%s: topk_weights.size(1): expected at most %ld (gating_output.size(1)), got %ld",
-             op, experts, topk);
+  SGLK_CHECK(topk <= experts,
+             "%s: topk_weights.size(1): expected at most %ld (gating_output.size(1)), got %ld", op, experts,
+             topk);
   if (gating.size(0) == 0 || topk == 0) return;
 
   const DeviceGuard guard(gating.device());
@@ -89,16 +90,17 @@ std::tuple<Tensor, Tensor> moe_fused_gate(const Tensor& input, const Tensor& bia
   check_last_stride({op, "bias", bias});
   SGLK_CHECK(experts >= 1 && experts <= kMaxExperts && (experts & (experts - 1)) == 0,
              "%s: input.size(1): expected a power of two up to %d, got %ld", op, kMaxExperts, experts);
-  SGLK_CHECK(groups >= 1 && experts % groups == 0 && experts / groups <= 32,
-             "%s: num_expert_group: expected a divisor of %ld that leaves groups of at most 32 experts, got %ld",
-             op, experts, groups);
-  SGLK_CHECK(topk_group >= 1 && topk_group <= groups, "%s: topk_group: expected 1 to %ld, got %ld", op, groups,
-             topk_group);
+  SGLK_CHECK(
+      groups >= 1 && experts % groups == 0 && experts / groups <= 32,
+      "%s: num_expert_group: expected a divisor of %ld that leaves groups of at most 32 experts, got %ld", op,
+      experts, groups);
+  SGLK_CHECK(topk_group >= 1 && topk_group <= groups, "%s: topk_group: expected 1 to %ld, got %ld", op,
+             groups, topk_group);
   SGLK_CHECK(topk >= 0 && topk <= kMaxKept, "%s: topk: expected 0 to %d, got %ld", op, kMaxKept, topk);
   const int64_t available = topk_group * (experts / groups);
   SGLK_CHECK(shared >= 0 && shared <= topk && topk - shared <= available,
-             "%s: num_fused_shared_experts: expected 0 to %ld that leave at most %ld of topk, got %ld", op, topk,
-             available, shared);
+             "%s: num_fused_shared_experts: expected 0 to %ld that leave at most %ld of topk, got %ld", op,
+             topk, available, shared);
   Tensor weights = Tensor::empty({input.size(0), topk}, DType::kFloat32, input.device());
   Tensor ids = Tensor::empty({input.size(0), topk}, DType::kInt32, input.device());
   if (input.size(0) == 0 || topk == 0) return {std::move(weights), std::move(ids)};

@@ -9,9 +9,21 @@ from typing import Any
 
 import pytest
 
-from . import test_activation, test_awq, test_gptq, test_marlin_repack, test_norm, test_rope
-from . import test_activation, test_norm, test_rope, test_sampling
-from . import test_activation, test_marlin_gemm, test_norm, test_rope
+from . import (
+    test_activation,
+    test_awq,
+    test_gptq,
+    test_grammar,
+    test_kv_store,
+    test_marlin_gemm,
+    test_marlin_repack,
+    test_merge,
+    test_moe_align,
+    test_moe_gate,
+    test_norm,
+    test_rope,
+    test_sampling,
+)
 from ._build import CSRC, FAMILIES, ROOT
 
 FAMILY_TESTS = {
@@ -21,18 +33,36 @@ FAMILY_TESTS = {
     "marlin_repack": test_marlin_repack,
     "awq": test_awq,
     "gptq": test_gptq,
-}
-# The families whose kernels are all combinations of an op or style, an element type and a shape.
-FIRST = {"norm": 2, "activation": 3, "rope": 2}  # ops or styles
-SECOND = {"norm": 2, "activation": 3, "rope": 2}  # element types
+    "marlin_gemm": test_marlin_gemm,
+    "merge": test_merge,
+    "grammar": test_grammar,
+    "kv_store": test_kv_store,
+    "moe_gate": test_moe_gate,
+    "moe_align": test_moe_align,
     "sampling": test_sampling,
 }
-FIRST = {"norm": 2, "activation": 3, "rope": 2, "sampling": 5}  # ops, styles or steps
-SECOND = {"norm": 2, "activation": 3, "rope": 2, "sampling": 1}  # element types
-    "marlin_gemm": test_marlin_gemm,
+# The families whose kernels are all combinations of an op, style or step, an element type and a shape.
+COMBINATIONS = {
+    "norm": (2, 2),
+    "activation": (3, 3),
+    "rope": (2, 2),
+    "marlin_gemm": (1, 2),
+    "merge": (2, 3),
+    "grammar": (1, 3),
+    "kv_store": (3, 1),
+    "moe_gate": (2, 3),
+    "moe_align": (1, 2),
+    "sampling": (5, 1),
 }
-FIRST = {"norm": 2, "activation": 3, "rope": 2, "marlin_gemm": 1}  # ops or styles
-SECOND = {"norm": 2, "activation": 3, "rope": 2, "marlin_gemm": 2}  # element types
+
+
+def combinations(native: Any, family: str) -> list[tuple[int, int, int]]:
+    """(first, second, shape) of each kernel, in the order of the kernels."""
+    first, second = COMBINATIONS[family]
+    shapes = range(len(getattr(native, family).shapes))
+    everything = itertools.product(range(first), range(second), shapes)
+    # moe_fused_gate has all shapes but the last.
+    return [x for x in everything if family != "moe_gate" or x[0] == 0 or x[2] != shapes[-1]]
 
 
 def names(native: Any, family: str) -> list[str]:
@@ -42,19 +72,12 @@ def names(native: Any, family: str) -> list[str]:
 
 def max_threads(native: Any, family: str, index: int) -> int:
     module = getattr(native, family)
-    if family == "activation":
-        return 128
-    bound: int = module.shapes[index % len(module.shapes)][-1] if family == "norm" else module.max_threads
-    return bound
-def max_threads(native: Any, family: str, shape: tuple[Any, ...]) -> int:
-    bounds: dict[str, int] = {
-        "norm": shape[-1],
-        "activation": 128,
-        "rope": native.rope.max_threads,
-        "sampling": native.sampling.threads,
-        "marlin_gemm": native.marlin_gemm.max_threads,
+    bounds = {
+        "norm": lambda: module.shapes[index % len(module.shapes)][-1],
+        "sampling": lambda: module.threads,
     }
-    return bounds[family]
+    bound: int = bounds.get(family, lambda: getattr(module, "max_threads", 128))()
+    return bound
 
 
 def test_a_family_has_one_file_of_each_kind() -> None:
@@ -76,14 +99,13 @@ def test_names_are_unique(native: Any, family: str) -> None:
     assert len(set(names(native, family))) == getattr(native, family).kernel_count
 
 
-@pytest.mark.parametrize("family", FIRST)
+@pytest.mark.parametrize("family", COMBINATIONS)
 def test_indices_and_names_are_one_to_one(native: Any, family: str) -> None:
     module = getattr(native, family)
-    shapes = range(len(module.shapes))
-    triples = itertools.product(range(FIRST[family]), range(SECOND[family]), shapes)
-    assert [module.kernel_index(*triple) for triple in triples] == list(range(module.kernel_count))
-    for index, name in enumerate(names(native, family)):
-        assert name.endswith(f"_{module.shapes[index % len(shapes)][0]}")
+    kernels = combinations(native, family)
+    assert [module.kernel_index(*kernel) for kernel in kernels] == list(range(module.kernel_count))
+    for name, (_, _, shape) in zip(names(native, family), kernels, strict=True):
+        assert name.endswith(f"_{module.shapes[shape][0]}")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

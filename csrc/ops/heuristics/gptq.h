@@ -15,9 +15,9 @@ constexpr int kBitsCount = std::size(kBits);
 
 struct Shape {
   const char* name;
-  int rows;               // of a block's output
-  int blocks;             // wanted on a multiprocessor
-  int min_units;          // of 32 rows of K that are worth a block
+  int rows;       // of a block's output
+  int blocks;     // wanted on a multiprocessor
+  int min_units;  // of 32 rows of K that are worth a block
 };
 constexpr Shape kShapes[] = {{"rows_1", 1, 8, 2}, {"rows_4", 4, 8, 4}, {"tile", 64, 2, 4}};
 constexpr int kShapeCount = std::size(kShapes);

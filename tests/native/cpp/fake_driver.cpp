@@ -248,6 +248,16 @@ CUresult CUDAAPI cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction funct
     launch.params.activation = *static_cast<sglk::ActivationParams*>(params[0]);
   } else if (launch.family == "rope") {
     launch.params.rope = *static_cast<sglk::RopeParams*>(params[0]);
+  } else if (launch.family == "merge") {
+    launch.params.merge = *static_cast<sglk::MergeParams*>(params[0]);
+  } else if (launch.family == "grammar") {
+    launch.params.grammar = *static_cast<sglk::GrammarParams*>(params[0]);
+  } else if (launch.family == "kv_store") {
+    launch.params.kv_store = *static_cast<sglk::KvStoreParams*>(params[0]);
+  } else if (launch.family == "moe_gate") {
+    launch.params.moe_gate = *static_cast<sglk::MoeGateParams*>(params[0]);
+  } else if (launch.family == "moe_align") {
+    launch.params.moe_align = *static_cast<sglk::MoeAlignParams*>(params[0]);
   } else if (launch.family == "sampling") {
     launch.params.sampling = *static_cast<sglk::SamplingParams*>(params[0]);
   }

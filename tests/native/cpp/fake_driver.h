@@ -7,6 +7,11 @@
 #include <vector>
 
 #include "kernels/activation.h"
+#include "kernels/grammar.h"
+#include "kernels/kv_store.h"
+#include "kernels/merge.h"
+#include "kernels/moe_align.h"
+#include "kernels/moe_gate.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
 #include "kernels/sampling.h"
@@ -24,6 +29,11 @@ struct Launch {
     sglk::NormParams norm;
     sglk::ActivationParams activation;
     sglk::RopeParams rope;
+    sglk::MergeParams merge;
+    sglk::GrammarParams grammar;
+    sglk::KvStoreParams kv_store;
+    sglk::MoeGateParams moe_gate;
+    sglk::MoeAlignParams moe_align;
     sglk::SamplingParams sampling;
   } params;
 };

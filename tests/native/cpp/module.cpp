@@ -164,6 +164,78 @@ py::dict params_of(const fake::Launch& launch) {
     SGLK_FIELD(rope, heads_per_block);
     SGLK_FIELD(rope, is_position_64);
     SGLK_FIELD(rope, is_in_place);
+  } else if (launch.family == "merge") {
+    SGLK_POINTER(merge, v_merged);
+    SGLK_POINTER(merge, s_merged);
+    SGLK_POINTER(merge, v_a);
+    SGLK_POINTER(merge, v_b);
+    SGLK_POINTER(merge, s_a);
+    SGLK_POINTER(merge, s_b);
+    SGLK_FIELD(merge, rows);
+    SGLK_FIELD(merge, units);
+    SGLK_FIELD(merge, lanes_log2);
+  } else if (launch.family == "grammar") {
+    SGLK_POINTER(grammar, logits);
+    SGLK_POINTER(grammar, bitmask);
+    SGLK_POINTER(grammar, indices);
+    SGLK_FIELD(grammar, logits_stride);
+    SGLK_FIELD(grammar, bitmask_stride);
+    SGLK_FIELD(grammar, rows);
+    SGLK_FIELD(grammar, tokens);
+    SGLK_FIELD(grammar, chunks);
+    SGLK_FIELD(grammar, is_index_64);
+  } else if (launch.family == "kv_store") {
+    SGLK_POINTER(kv_store, k_cache);
+    SGLK_POINTER(kv_store, v_cache);
+    SGLK_POINTER(kv_store, k);
+    SGLK_POINTER(kv_store, v);
+    SGLK_POINTER(kv_store, k_scale);
+    SGLK_POINTER(kv_store, v_scale);
+    SGLK_POINTER(kv_store, loc);
+    SGLK_FIELD(kv_store, k_cache_stride);
+    SGLK_FIELD(kv_store, v_cache_stride);
+    SGLK_FIELD(kv_store, k_stride);
+    SGLK_FIELD(kv_store, v_stride);
+    SGLK_FIELD(kv_store, tokens);
+    SGLK_FIELD(kv_store, k_slots);
+    SGLK_FIELD(kv_store, v_slots);
+    SGLK_FIELD(kv_store, mult);
+    SGLK_FIELD(kv_store, offset);
+    SGLK_FIELD(kv_store, k_units);
+    SGLK_FIELD(kv_store, v_units);
+    SGLK_FIELD(kv_store, lanes_log2);
+    SGLK_FIELD(kv_store, is_loc_64);
+  } else if (launch.family == "moe_gate") {
+    SGLK_POINTER(moe_gate, weights);
+    SGLK_POINTER(moe_gate, ids);
+    SGLK_POINTER(moe_gate, input);
+    SGLK_POINTER(moe_gate, bias);
+    SGLK_FIELD(moe_gate, weights_stride);
+    SGLK_FIELD(moe_gate, ids_stride);
+    SGLK_FIELD(moe_gate, input_stride);
+    SGLK_FIELD(moe_gate, tokens);
+    SGLK_FIELD(moe_gate, experts);
+    SGLK_FIELD(moe_gate, topk);
+    SGLK_FIELD(moe_gate, group_size);
+    SGLK_FIELD(moe_gate, topk_group);
+    SGLK_FIELD(moe_gate, shared);
+    SGLK_FIELD(moe_gate, bias_type);
+    SGLK_FIELD(moe_gate, shared_weight);
+    SGLK_FIELD(moe_gate, scale);
+    SGLK_FIELD(moe_gate, is_renormalized);
+  } else if (launch.family == "moe_align") {
+    SGLK_POINTER(moe_align, ids);
+    SGLK_POINTER(moe_align, sorted);
+    SGLK_POINTER(moe_align, labels);
+    SGLK_POINTER(moe_align, total);
+    SGLK_POINTER(moe_align, counts);
+    SGLK_FIELD(moe_align, choices);
+    SGLK_FIELD(moe_align, sorted_size);
+    SGLK_FIELD(moe_align, labels_size);
+    SGLK_FIELD(moe_align, buckets);
+    SGLK_FIELD(moe_align, block_size);
+    SGLK_FIELD(moe_align, segment);
+    SGLK_FIELD(moe_align, is_padded);
   } else if (launch.family == "sampling") {
     SGLK_POINTER(sampling, input);
     SGLK_POINTER(sampling, output);

@@ -3,8 +3,13 @@
 #include "kernels/activation.h"
 #include "kernels/awq.h"
 #include "kernels/gptq.h"
-#include "kernels/marlin_repack.h"
+#include "kernels/grammar.h"
+#include "kernels/kv_store.h"
 #include "kernels/marlin_gemm.h"
+#include "kernels/marlin_repack.h"
+#include "kernels/merge.h"
+#include "kernels/moe_align.h"
+#include "kernels/moe_gate.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
 #include "kernels/sampling.h"
@@ -12,8 +17,13 @@
 #include "ops/heuristics/activation.h"
 #include "ops/heuristics/awq.h"
 #include "ops/heuristics/gptq.h"
-#include "ops/heuristics/marlin_repack.h"
+#include "ops/heuristics/grammar.h"
+#include "ops/heuristics/kv_store.h"
 #include "ops/heuristics/marlin_gemm.h"
+#include "ops/heuristics/marlin_repack.h"
+#include "ops/heuristics/merge.h"
+#include "ops/heuristics/moe_align.h"
+#include "ops/heuristics/moe_gate.h"
 #include "ops/heuristics/norm.h"
 #include "ops/heuristics/rope.h"
 #include "ops/heuristics/sampling.h"
@@ -134,7 +144,8 @@ void bind_norm(py::module_ m) {
   using namespace sglk::norm;
   bind_kernels(m, kKernelCount, kernel_index, kernel_name, sizeof(sglk::NormParams));
   py::list shapes;
-  for (const Shape& s : kShapes) shapes.append(py::make_tuple(s.name, s.lanes, s.width, s.accesses, s.max_threads));
+  for (const Shape& s : kShapes)
+    shapes.append(py::make_tuple(s.name, s.lanes, s.width, s.accesses, s.max_threads));
   m.attr("shapes") = shapes;
   m.def("choose", [](int64_t tokens, int64_t hidden, bool is_aligned) {
     const Choice c = choose(tokens, hidden, is_aligned);
@@ -168,6 +179,76 @@ void bind_rope(py::module_ m) {
   });
 }
 
+void bind_merge(py::module_ m) {
+  using namespace sglk::merge;
+  bind_kernels(m, kKernelCount, kernel_index, kernel_name, sizeof(sglk::MergeParams));
+  py::list shapes;
+  for (const Shape& s : kShapes) shapes.append(py::make_tuple(s.name, s.is_vector, s.rows));
+  m.attr("shapes") = shapes;
+  m.def("choose", [](int64_t rows, int64_t dim, int element_size, bool is_aligned, int multiprocessors) {
+    const Choice c = choose(rows, dim, element_size, is_aligned, multiprocessors);
+    return py::make_tuple(c.shape, c.threads, c.lanes_log2, c.blocks);
+  });
+}
+
+void bind_grammar(py::module_ m) {
+  using namespace sglk::grammar;
+  bind_kernels(m, kKernelCount, kernel_index, kernel_name, sizeof(sglk::GrammarParams));
+  py::list shapes;
+  for (const Shape& s : kShapes) shapes.append(py::make_tuple(s.name, s.is_vector));
+  m.attr("shapes") = shapes;
+  m.attr("threads") = kThreads;
+  m.def("choose", [](int64_t rows, int64_t tokens, int element_size, bool is_aligned) {
+    const Choice c = choose(rows, tokens, element_size, is_aligned);
+    return py::make_tuple(c.shape, c.chunks, c.blocks);
+  });
+}
+
+void bind_kv_store(py::module_ m) {
+  using namespace sglk::kv_store;
+  m.attr("kernel_count") = kKernelCount;
+  m.attr("params_size") = sizeof(sglk::KvStoreParams);
+  m.def("kernel_index",
+        [](int op, int /*no element type*/, int shape) { return kernel_index(static_cast<Op>(op), shape); });
+  m.def("kernel_name", kernel_name);
+  py::list shapes;
+  for (const Shape& s : kShapes) shapes.append(py::make_tuple(s.name, s.is_vector));
+  m.attr("shapes") = shapes;
+  m.attr("threads") = kMaxThreads;
+  m.def("choose", [](int64_t tokens, int64_t units) {
+    const Choice c = choose(tokens, units);
+    return py::make_tuple(c.lanes_log2, c.blocks);
+  });
+}
+
+void bind_moe_gate(py::module_ m) {
+  using namespace sglk::moe_gate;
+  bind_kernels(m, kKernelCount, kernel_index, kernel_name, sizeof(sglk::MoeGateParams));
+  py::list shapes;
+  for (const Shape& s : kShapes) shapes.append(py::make_tuple(s.name, s.values));
+  m.attr("shapes") = shapes;
+  m.attr("warps") = kWarps;
+  m.def("choose", choose);
+  m.def("blocks", blocks);
+}
+
+void bind_moe_align(py::module_ m) {
+  using namespace sglk::moe_align;
+  m.attr("kernel_count") = kKernelCount;
+  m.attr("params_size") = sizeof(sglk::MoeAlignParams);
+  m.def("kernel_index",
+        [](int /*one op*/, int type, int kernel) { return kernel_index(static_cast<IdType>(type), kernel); });
+  m.def("kernel_name", kernel_name);
+  py::list shapes;
+  for (const Shape& s : kShapes) shapes.append(py::make_tuple(s.name));
+  m.attr("shapes") = shapes;
+  m.attr("max_threads") = kMaxThreads;
+  m.def("choose", [](int64_t choices, int64_t buckets, int64_t shared_limit) {
+    const Choice c = choose(choices, buckets, shared_limit);
+    return py::make_tuple(c.threads, c.segment, c.segments, c.shared);
+  });
+}
+
 void bind_marlin_repack(py::module_ m) {
   using namespace sglk::marlin_repack;
   m.attr("kernel_count") = kKernelCount;
@@ -186,11 +267,10 @@ void bind_awq(py::module_ m) {
   m.attr("params_size") = sizeof(sglk::AwqParams);
   m.attr("max_threads") = kMaxThreads;
   m.def("kernel_name", kernel_name);
-  m.def("choose",
-        [](int64_t rows, int64_t words, int64_t group_size, bool is_aligned, int multiprocessors) {
-          const Choice c = choose(rows, words, group_size, is_aligned, multiprocessors);
-          return py::make_tuple(kShapes[c.shape].name, kShapes[c.shape].rows, c.chunks, c.blocks);
-        });
+  m.def("choose", [](int64_t rows, int64_t words, int64_t group_size, bool is_aligned, int multiprocessors) {
+    const Choice c = choose(rows, words, group_size, is_aligned, multiprocessors);
+    return py::make_tuple(kShapes[c.shape].name, kShapes[c.shape].rows, c.chunks, c.blocks);
+  });
 }
 
 void bind_gptq(py::module_ m) {
@@ -203,6 +283,9 @@ void bind_gptq(py::module_ m) {
     const Choice c = choose(tokens, n, k, multiprocessors);
     return py::make_tuple(kShapes[c.shape].rows, c.units_per_split, c.splits, c.row_blocks, c.column_blocks,
                           c.blocks);
+  });
+}
+
 void bind_sampling(py::module_ m) {
   using namespace sglk::sampling;
   bind_kernels(m, kKernelCount, kernel_index, kernel_name, sizeof(sglk::SamplingParams));
@@ -214,6 +297,8 @@ void bind_sampling(py::module_ m) {
     const Choice c = choose(rows, vocabulary, is_aligned, multiprocessors);
     return py::make_tuple(c.shape, c.chunks, c.segment, c.capacity, c.fraction_bits);
   });
+}
+
 void bind_marlin_gemm(py::module_ m) {
   using namespace sglk::marlin_gemm;
   m.attr("kernel_count") = kKernelCount;
@@ -248,6 +333,11 @@ void bind_pure(py::module_ m) {
   bind_norm(m.def_submodule("norm"));
   bind_activation(m.def_submodule("activation"));
   bind_rope(m.def_submodule("rope"));
+  bind_merge(m.def_submodule("merge"));
+  bind_grammar(m.def_submodule("grammar"));
+  bind_kv_store(m.def_submodule("kv_store"));
+  bind_moe_gate(m.def_submodule("moe_gate"));
+  bind_moe_align(m.def_submodule("moe_align"));
   bind_marlin_repack(m.def_submodule("marlin_repack"));
   bind_awq(m.def_submodule("awq"));
   bind_gptq(m.def_submodule("gptq"));
