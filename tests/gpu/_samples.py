@@ -178,6 +178,8 @@ def align(device: str, tokens: int) -> Sample:
     )
     arguments = (ids, 129, 64, runs, labels, total, scratch, True)
     return Sample(sgl_kernel.moe_align_block_size, arguments, {}, (runs, labels, total))
+
+
 def integers(device: str, *shape: int, seed: int = 0, low: int = -(2**31), high: int = 2**31) -> Tensor:
     """int32, by default of any bits."""
     generator = torch.Generator().manual_seed(seed)
@@ -227,6 +229,8 @@ def gptq(device: str, tokens: int, bits: int, is_indexed: bool = False) -> Sampl
 def gptq_shuffle(device: str, bits: int) -> Sample:
     weights = integers(device, 96 * bits // 32, 96)
     return Sample(sgl_kernel.gptq_shuffle, (weights, order(device, 96), bits), {}, (weights,))
+
+
 def probabilities(device: str, rows: int, vocabulary: int) -> Tensor:
     return randn("cpu", rows, vocabulary, dtype=torch.float32).mul(3).softmax(-1).to(device)
 
@@ -243,6 +247,8 @@ def drawn(name: str, device: str, rows: int, vocabulary: int) -> Sample:
     """The operator below the public function, which would take the seed from the generator."""
     arguments = sampler_op(name, device, rows, vocabulary)
     return Sample(getattr(torch.ops.sgl_kernel, name), arguments, {}, (arguments[1],))
+
+
 def marlin_gemm(device: str, type_: ScalarType, m: int, **options: bool) -> Sample:
     weight = random_weight(type_, 320, 1024, 128, torch.bfloat16, device, **options)
     a = randn(device, m, 1024) / 1024  # small sums: what float32 leaves of those that cancel is smaller still
@@ -334,6 +340,8 @@ def rope_op(device: str, is_stored: bool) -> tuple[Any, ...]:
 def of_sample(sample: Sample) -> tuple[Any, ...]:
     """The op's own arguments, of a sample that calls it through ``into``."""
     return tuple(sample.args[2:])
+
+
 def filter_op(name: str, device: str) -> tuple[Any, ...]:
     probs = probabilities(device, 5, 64)
     if name == "top_p_renorm_probs":
@@ -353,6 +361,8 @@ def sampler_op(name: str, device: str, rows: int = 5, vocabulary: int = 64) -> t
     top_k = torch.arange(5, 5 + rows, dtype=torch.int32, device=device)
     limits = (top_k, 0.0, limit, 0.0) if "top_k" in name else (limit, 0.0)
     return probs, out, None, *limits, True, 7, 4
+
+
 def marlin_gemm_op(device: str, type_: ScalarType, **options: bool) -> tuple[Any, ...]:
     weight = random_weight(type_, 64, 256, 128, torch.bfloat16, device, **options)
     return weight.op_arguments(randn(device, 3, 256))
