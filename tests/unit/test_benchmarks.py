@@ -22,7 +22,7 @@ from benchmarks._results import (
     save_run,
     set_count,
 )
-from benchmarks.run import PEER, merge, parse
+from benchmarks.run import FAMILIES, PEER, merge, parse
 
 H200 = {"gpu": "NVIDIA H200", "driver": "580.1", "torch": "2.11.0", "cuda": "13.0", "python": "3.12.3"}
 BASELINE = Baseline(
