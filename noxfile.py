@@ -57,7 +57,9 @@ def build_wheel(session: nox.Session, *arguments: str) -> list[str]:
         shutil.rmtree(folder, ignore_errors=True)
     session.run("python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(raw), *arguments)
     session.run("sgl-kernel-rebuild", "gate", *map(str, raw.glob("*.whl")), "--output", str(proven))
-    session.run("python", "-m", "build", "--wheel", "--outdir", str(proven), FACTORY, silent=True)
+    session.run(
+        "python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(proven), FACTORY, silent=True
+    )
     return sorted(map(str, proven.glob("*.whl")))
 
 
