@@ -142,6 +142,7 @@ def _check(
     b_zeros: Tensor | None,
     g_idx: Tensor | None,
     perm: Tensor | None,
+    workspace: Tensor,
     b_bias: Tensor | None,
     b_q_type_id: int,
     size_m: int,
@@ -171,6 +172,9 @@ def _check(
             _check_operand(name, vector, (k,), torch.int32, a)
     if b_bias is not None and _is_given(b_bias):
         _check_operand("b_bias", b_bias, (n,), a.dtype, a)
+    if workspace.dtype != torch.int32:
+        fail(OP, "workspace", "int32", str(workspace.dtype).removeprefix("torch."))
+    check_device(Argument(OP, "workspace", workspace), a.device, "device of a")
 
 
 @implements(OP)
@@ -182,13 +186,17 @@ def _gptq_marlin_gemm_cpu(
     b_zeros: Tensor | None,
     g_idx: Tensor | None,
     perm: Tensor | None,
+    workspace: Tensor,
     b_bias: Tensor | None,
     b_q_type_id: int,
     size_m: int,
     size_n: int,
     size_k: int,
 ) -> None:
-    _check(a, c, b_q_weight, b_scales, b_zeros, g_idx, perm, b_bias, b_q_type_id, size_m, size_n, size_k)
+    _check(
+        *(a, c, b_q_weight, b_scales, b_zeros, g_idx, perm, workspace, b_bias),
+        *(b_q_type_id, size_m, size_n, size_k),
+    )
     groups = b_scales.size(0)
     rows = torch.arange(size_k) * groups // size_k
     if g_idx is not None and perm is not None and _is_given(g_idx):

@@ -75,6 +75,7 @@ def max_threads(native: Any, family: str, index: int) -> int:
     bounds = {
         "norm": lambda: module.shapes[index % len(module.shapes)][-1],
         "sampling": lambda: module.threads,
+        "marlin_gemm": lambda: module.shapes[index % len(module.shapes)][-1],
     }
     bound: int = bounds.get(family, lambda: getattr(module, "max_threads", 128))()
     return bound
