@@ -50,7 +50,7 @@ struct Tile {
 // Stages and teams as they were fastest on an H200, 2026-11-26. "Deep" ones need more than 99 KB.
 constexpr Tile kTile8{8, 8, 4, 4, 2, 2};
 constexpr Tile kTile8Deep{8, 8, 4, 4, 3, 4};
-constexpr Tile kTile16{16, 16, 4, 2, 3, 2};
+constexpr Tile kTile16{16, 16, 2, 4, 3, 4};
 constexpr Tile kTile16Deep{16, 16, 4, 4, 2, 4};
 constexpr Tile kTile32{32, 32, 2, 4, 3, 2};
 constexpr Tile kTile64{64, 64, 2, 4, 2, 1};
