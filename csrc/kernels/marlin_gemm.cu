@@ -704,6 +704,10 @@ __device__ __forceinline__ void gather(const Params& p) {
 
 }  // namespace sglk::marlin_gemm
 
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#include "marlin_gemm_sm90.cuh"
+#endif
+
 #define SGLK_MARLIN_ENTRY(dtype, name, threads, body)                                     \
   extern "C" __global__ void __launch_bounds__(threads, 1)                                \
       marlin_gemm_##dtype##_##name(const __grid_constant__ sglk::marlin_gemm::Params p) { \
@@ -735,3 +739,20 @@ __device__ __forceinline__ void gather(const Params& p) {
 
 SGLK_MARLIN_DTYPE(bf16, sglk::bf16)
 SGLK_MARLIN_DTYPE(f16, sglk::f16)
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define SGLK_MARLIN_SM90(dtype, type, name, tile)                                                            \
+  extern "C" __global__ void __launch_bounds__(sglk::marlin_gemm::kSm90Threads, 1)                           \
+      marlin_gemm_sm90_##dtype##_##name(const __grid_constant__ sglk::marlin_gemm::Sm90Params p) {           \
+    sglk::marlin_gemm::sm90::run<                                                                            \
+        sglk::marlin_gemm::sm90::Config<type, sglk::marlin_gemm::tile.tokens,                                \
+                                        sglk::marlin_gemm::tile.blocks, sglk::marlin_gemm::tile.stages>>(p); \
+  }
+
+#define SGLK_MARLIN_SM90_DTYPE(dtype, type)          \
+  SGLK_MARLIN_SM90(dtype, type, u4_m64, kSm90Tile64) \
+  SGLK_MARLIN_SM90(dtype, type, u4_m128, kSm90Tile128)
+
+SGLK_MARLIN_SM90_DTYPE(bf16, sglk::bf16)
+SGLK_MARLIN_SM90_DTYPE(f16, sglk::f16)
+#endif

@@ -132,4 +132,40 @@ struct Params {
   Partition partition;  // of m_tiles · n_tiles tiles of k / Tile::unit() units
 };
 
+// --- the kernels of sm_90a (marlin_gemm_sm90.cuh) ---
+
+constexpr int kSm90Unit = 128;    // rows
+constexpr int kSm90TileCost = 2;  // as kTileCost
+
+constexpr int kSm90Threads = 384;  // a warpgroup that copies, two that multiply
+
+// tokens × 128 · blocks columns, in stages of 64 rows.
+struct Sm90Tile {
+  int tokens;
+  int blocks;  // of 64 columns, of a warpgroup
+  int stages;
+
+  SGLK_HOST_DEVICE constexpr int columns() const { return 128 * blocks; }
+  SGLK_HOST_DEVICE constexpr int token_bytes() const { return tokens * 64 * 2; }
+  SGLK_HOST_DEVICE constexpr int weight_bytes() const { return columns() * 64 / 2; }
+  SGLK_HOST_DEVICE constexpr int scale_bytes() const { return 2 * columns() * 2; }
+  SGLK_HOST_DEVICE constexpr int zero_bytes() const { return 2 * columns() / 2; }
+  SGLK_HOST_DEVICE constexpr int stage_bytes() const {  // a multiple of 1024, as the swizzle wants
+    return (token_bytes() + weight_bytes() + scale_bytes() + zero_bytes() + 1023) / 1024 * 1024;
+  }
+  SGLK_HOST_DEVICE constexpr int shared_bytes() const { return 1024 + stages * (stage_bytes() + 16); }
+};
+
+constexpr Sm90Tile kSm90Tile64{64, 2, 10};
+constexpr Sm90Tile kSm90Tile128{128, 2, 8};
+
+struct alignas(64) TokenMap {  // CUtensorMap of a: boxes of [tokens, 64]
+  unsigned long words[16];
+};
+
+struct Sm90Params {
+  TokenMap tokens;
+  Params common;
+};
+
 }  // namespace sglk::marlin_gemm

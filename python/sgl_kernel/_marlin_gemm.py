@@ -148,6 +148,7 @@ def _check(
     size_m: int,
     size_n: int,
     size_k: int,
+    path: int,
 ) -> None:
     _check_sizes(b_q_type_id, size_n, size_k)
     check_dtype_in(Argument(OP, "a", a), (torch.float16, torch.bfloat16))
@@ -192,10 +193,11 @@ def _gptq_marlin_gemm_cpu(
     size_m: int,
     size_n: int,
     size_k: int,
+    path: int,
 ) -> None:
     _check(
         *(a, c, b_q_weight, b_scales, b_zeros, g_idx, perm, workspace, b_bias),
-        *(b_q_type_id, size_m, size_n, size_k),
+        *(b_q_type_id, size_m, size_n, size_k, path),
     )
     groups = b_scales.size(0)
     rows = torch.arange(size_k) * groups // size_k

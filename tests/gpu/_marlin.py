@@ -44,7 +44,7 @@ class MarlinWeight:
         """Of the torch op, whose outputs the caller allocates."""
         optional = [x if x.numel() else None for x in (self.zeros, self.g_idx, self.perm)]
         c = torch.empty(a.size(0), self.size_n, dtype=a.dtype, device=a.device)
-        sizes = (a.size(0), self.size_n, self.size_k)
+        sizes = (a.size(0), self.size_n, self.size_k, 0)
         return a, c, self.packed, self.scales, *optional, self.workspace, None, self.type.id, *sizes
 
     def dense(self) -> Tensor:

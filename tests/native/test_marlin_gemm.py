@@ -15,6 +15,7 @@ from ._tensors import Tensor
 
 OPS = ["gptq_marlin_gemm"]
 UINT4, UINT4B8, UINT8B128, FLOAT8 = 1125899906843648, 1125899907892224, 1125899923621888, 2814749767172868
+AUTO, GENERIC, SM90 = range(3)  # paths
 IDS = {0: UINT4B8, 1: UINT8B128, 2: FLOAT8}  # by the heuristics' weight type
 H200, RTX_5090 = (132, 232448), (170, 101376)  # multiprocessors, bytes of shared memory of a block
 GPUS = st.sampled_from([H200, RTX_5090, (108, 166912), (84, 101376)])
@@ -77,7 +78,9 @@ def test_every_unit_belongs_to_one_block(
         ends = partition.block_of((tile + 1) * tile_units - 1, blocks)
         # Each in between has a part to hand over, and no more than one of a tile that it did not begin.
         assert all(first[b] < first[b + 1] for b in range(begins, ends + 1))
-        assert all(tile * tile_units < first[b] < (tile + 1) * tile_units for b in range(begins + 1, ends + 1))
+        assert all(
+            tile * tile_units < first[b] < (tile + 1) * tile_units for b in range(begins + 1, ends + 1)
+        )
 
 
 @given(teams=st.sampled_from([1, 2, 4]), pieces=st.lists(st.integers(1, 50), min_size=1, max_size=5))
@@ -119,9 +122,36 @@ def test_the_deeper_pipeline_is_for_long_ways_in_large_shared_memory(native: Any
     assert name(9, 51200, 5120, RTX_5090) == "u4_m16"
 
 
+@settings(deadline=None, max_examples=200)
+@given(
+    m=st.integers(1, 300) | st.integers(1, 20_000),
+    n=st.integers(1, 900).map(lambda x: 64 * x),
+    k=st.integers(1, 200).map(lambda x: 128 * x),
+)
+def test_the_choice_of_sm_90a_fits(native: Any, m: int, n: int, k: int) -> None:
+    shape, m_tiles, n_tiles, partition, blocks, shared, is_split = native.marlin_gemm.choose_sm90(
+        m, n, k, H200[0]
+    )
+    _, tokens, columns, shape_shared = native.marlin_gemm.sm90_shapes[shape]
+    assert (m_tiles - 1) * tokens < m <= m_tiles * tokens
+    assert (n_tiles - 1) * columns < n <= n_tiles * columns
+    assert (partition.tiles, partition.tile_units) == (m_tiles * n_tiles, k // 128)
+    assert shared == shape_shared <= H200[1]
+    assert 1 <= blocks <= min(H200[0], partition.length())
+    assert is_split == (not partition.is_whole and blocks > 1)
+
+
+def test_who_has_the_path_of_sm_90a(native: Any) -> None:
+    has_path = native.marlin_gemm.has_sm90_path
+    assert has_path(90, 0, False)
+    assert not any(has_path(capability, 0, False) for capability in (80, 89, 100, 120))
+    assert not has_path(90, 1, False)
+    assert not has_path(90, 0, True)
+
+
 def arguments(
     weight: int, *, m: int = 3, n: int = 256, k: int = 1024, groups: int = 8, dtype: str = "bfloat16",
-    has_order: bool = False, a_address: int = 0x8000
+    has_order: bool = False, a_address: int = 0x8000, path: int = AUTO
 ) -> list[Any]:  # fmt: skip
     bits = 4 if weight == 0 else 8
     order = Tensor(k, dtype="int32") if has_order else None
@@ -131,7 +161,7 @@ def arguments(
         Tensor(k // 16, n * bits // 2, dtype="int32"),
         Tensor(groups, n, dtype=dtype),
         *(None, order, order, Tensor(170, dtype="int32"), None),
-        *(IDS[weight], m, n, k),
+        *(IDS[weight], m, n, k, path),
     ]
 
 
@@ -141,12 +171,15 @@ def every_call(native: Any, op: str) -> Iterator[list[Any]]:
     for dtype in ("bfloat16", "float16"):
         for weight in IDS:
             for m in (1, 12, 20, 100):
-                yield arguments(weight, m=m, dtype=dtype)
+                yield arguments(weight, m=m, dtype=dtype, path=GENERIC)
             if weight != 2:
                 yield arguments(weight, has_order=True, dtype=dtype)
         yield arguments(0, dtype=dtype, a_address=0x8002)
         for m in (1, 12):  # the deeper pipelines
             yield arguments(0, m=m, n=51200, k=5120, groups=40, dtype=dtype)
+        yield arguments(0, m=33, dtype=dtype)  # from here on sm_90a has its own
+        yield arguments(0, m=33, dtype=dtype, a_address=0x8002)
+        yield arguments(0, m=200, n=51200, k=5120, groups=40, dtype=dtype)
 
 
 def test_nothing_is_launched_for_no_rows(gpu: Any) -> None:
@@ -173,6 +206,7 @@ REFUSED: list[tuple[int, Any, str]] = [
         "b_scales.size(0): expected 1 group, or groups of 32, 64 or 128 of size_k's 1024 rows",
     ),
     (4, Tensor(8, 32, dtype="int32"), "b_zeros: expected none with this b_q_type, got some"),
+    (13, 9, "path: expected one that this GPU has for these weights, got 9"),
     (7, Tensor(170), "workspace: expected int32, got bfloat16"),
     (7, Tensor(2, dtype="int32"), "workspace: expected at least "),
     (5, Tensor(1024, dtype="int32"), "g_idx, perm: expected both or none, got one of them"),

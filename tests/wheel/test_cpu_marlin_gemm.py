@@ -99,7 +99,22 @@ class Problem:
     def op_arguments(self, a: Tensor) -> tuple[Any, ...]:
         zeros = self.zeros if self.zeros.numel() else None
         c = torch.empty(a.size(0), N, dtype=a.dtype)
-        return a, c, self.packed, self.scales, zeros, None, None, self.workspace, None, self.type.id, a.size(0), N, K
+        return (
+            a,
+            c,
+            self.packed,
+            self.scales,
+            zeros,
+            None,
+            None,
+            self.workspace,
+            None,
+            self.type.id,
+            a.size(0),
+            N,
+            K,
+            0,
+        )
 
 
 def assert_product(result: Tensor, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:

@@ -38,10 +38,20 @@ constexpr Shape kShapes[] = {
 };
 constexpr int kShapeCount = std::size(kShapes);
 constexpr int kGather = kShapeCount - 1;
-constexpr int kKernelCount = 2 * kShapeCount;
+
+// The kernels of sm_90a, for 4-bit weights without act-order.
+struct Sm90Shape {
+  const char* name;
+  Sm90Tile tile;
+};
+constexpr Sm90Shape kSm90Shapes[] = {{"u4_m64", kSm90Tile64}, {"u4_m128", kSm90Tile128}};
+constexpr int kSm90ShapeCount = std::size(kSm90Shapes);
+constexpr int kKernelCount = 2 * (kShapeCount + kSm90ShapeCount);
+
+enum Path { kAuto, kGeneric, kSm90, kPaths };
 
 struct Choice {
-  int shape;  // index into kShapes
+  int shape;  // index into kShapes or kSm90Shapes
   int m_tiles;
   int n_tiles;
   Partition partition;
@@ -52,7 +62,8 @@ struct Choice {
 
 constexpr int bits(WeightType weight) { return weight == kUint4 ? 4 : 8; }
 
-// What the launch bounds by 2^31: the units of all tiles, and what it costs to begin them.
+// What the launch bounds by 2^31: the units of all tiles, and what it costs to begin them. (Those of the
+// sm_90a kernels are fewer.)
 inline int64_t total_units(const Shape& shape, int64_t m, int64_t n, int64_t k) {
   const Tile& tile = shape.tile;
   return (m + tile.m - 1) / tile.m * ((n + kTileN - 1) / kTileN) * (k / tile.unit() + kTileCost);
@@ -80,6 +91,17 @@ inline int choose_shape(int64_t m, int64_t n, int64_t k, WeightType weight, bool
   return best;
 }
 
+// Whole tiles while the last wave is nearly full; otherwise pieces, of at least `least` units.
+inline void cut(Choice& choice, int64_t tile_units, int cost, int least, int multiprocessors) {
+  const int tiles = choice.m_tiles * choice.n_tiles;
+  const int64_t waves = (int64_t{tiles} + multiprocessors - 1) / multiprocessors;
+  const bool is_whole = int64_t{tiles} * 100 >= waves * multiprocessors * 92;
+  choice.partition = {tiles, static_cast<int>(tile_units), cost, is_whole};
+  const int64_t pieces = is_whole ? tiles : std::max(1, choice.partition.total() / least);
+  choice.blocks = static_cast<int>(std::min<int64_t>(multiprocessors, pieces));
+  choice.is_split = !is_whole && choice.blocks > 1;
+}
+
 // shared_memory: bytes that a block may have. m, n, k > 0, n a multiple of 64, k of 128, total_units < 2^31.
 inline Choice choose(int64_t m, int64_t n, int64_t k, WeightType weight, bool is_act_order,
                      int multiprocessors, int shared_memory) {
@@ -89,24 +111,45 @@ inline Choice choose(int64_t m, int64_t n, int64_t k, WeightType weight, bool is
   choice.m_tiles = static_cast<int>((m + tile.m - 1) / tile.m);
   choice.n_tiles = static_cast<int>((n + kTileN - 1) / kTileN);
   choice.shared_bytes = tile.shared_bytes(bits(weight));
-  const int tiles = choice.m_tiles * choice.n_tiles;
+  cut(choice, k / tile.unit(), kTileCost, tile.k_teams, multiprocessors);
+  return choice;
+}
 
-  // Whole tiles while the last wave is nearly full; otherwise pieces, of at least one unit a team.
-  const int64_t waves = (int64_t{tiles} + multiprocessors - 1) / multiprocessors;
-  const bool is_whole = int64_t{tiles} * 100 >= waves * multiprocessors * 92;
-  choice.partition = {tiles, static_cast<int>(k / tile.unit()), kTileCost, is_whole};
-  const int64_t pieces = is_whole ? tiles : std::max(1, choice.partition.total() / tile.k_teams);
-  choice.blocks = static_cast<int>(std::min<int64_t>(multiprocessors, pieces));
-  choice.is_split = !is_whole && choice.blocks > 1;
+inline bool has_sm90_path(int compute_capability, WeightType weight, bool is_act_order) {
+  return compute_capability == 90 && weight == kUint4 && !is_act_order;
+}
+// From where it was faster (H200, 2026-11-26).
+inline bool prefers_sm90_path(int64_t m) { return m > 32; }
+
+inline Choice choose_sm90(int64_t m, int64_t n, int64_t k, int multiprocessors) {
+  Choice choice{};
+  // The larger tile where blocks have so many of its units that handing its sums over, 128 KB a block, is
+  // little: at 128 tokens, 10 units of a block were slower than twice as many tiles of 64, 12 the same, 30
+  // faster (H200, 2026-11-26).
+  const Sm90Tile& large = kSm90Shapes[1].tile;
+  const int64_t tiles = (m + large.tokens - 1) / large.tokens * ((n + large.columns() - 1) / large.columns());
+  choice.shape = m > kSm90Shapes[0].tile.tokens && tiles * (k / kSm90Unit) >= int64_t{12} * multiprocessors;
+  const Sm90Tile& tile = kSm90Shapes[choice.shape].tile;
+  choice.m_tiles = static_cast<int>((m + tile.tokens - 1) / tile.tokens);
+  choice.n_tiles = static_cast<int>((n + tile.columns() - 1) / tile.columns());
+  choice.shared_bytes = tile.shared_bytes();
+  cut(choice, k / kSm90Unit, kSm90TileCost, 1, multiprocessors);
   return choice;
 }
 
 inline int kernel_index(ElementType type, int shape) { return int{type} * kShapeCount + shape; }
+inline int sm90_kernel_index(ElementType type, int shape) {
+  return 2 * kShapeCount + int{type} * kSm90ShapeCount + shape;
+}
 
 inline std::string kernel_name(int index) {
-  static constexpr const char* kTypeNames[] = {"bf16", "f16"};
-  return std::string("marlin_gemm_") + kTypeNames[index / kShapeCount] + "_" +
-         kShapes[index % kShapeCount].name;
+  static constexpr const char* kTypeNames[] = {"bf16_", "f16_"};
+  const int sm90 = index - 2 * kShapeCount;
+  if (sm90 >= 0) {
+    return std::string("marlin_gemm_sm90_") + kTypeNames[sm90 / kSm90ShapeCount] +
+           kSm90Shapes[sm90 % kSm90ShapeCount].name;
+  }
+  return std::string("marlin_gemm_") + kTypeNames[index / kShapeCount] + kShapes[index % kShapeCount].name;
 }
 
 }  // namespace sglk::marlin_gemm

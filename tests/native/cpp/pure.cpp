@@ -302,7 +302,8 @@ void bind_sampling(py::module_ m) {
 void bind_marlin_gemm(py::module_ m) {
   using namespace sglk::marlin_gemm;
   m.attr("kernel_count") = kKernelCount;
-  m.attr("params_size") = sizeof(Params);
+  m.def("params_size_of",
+        [](int kernel) { return kernel < 2 * kShapeCount ? sizeof(Params) : sizeof(Sm90Params); });
   m.attr("tile_n") = kTileN;
   m.def("kernel_index",
         [](int /*op*/, int type, int shape) { return kernel_index(static_cast<ElementType>(type), shape); });
@@ -319,6 +320,18 @@ void bind_marlin_gemm(py::module_ m) {
                      int shared_memory) {
     const Choice c =
         choose(rows, n, k, static_cast<WeightType>(weight), is_act_order, multiprocessors, shared_memory);
+    return py::make_tuple(c.shape, c.m_tiles, c.n_tiles, c.partition, c.blocks, c.shared_bytes, c.is_split);
+  });
+  py::list sm90_shapes;
+  for (const Sm90Shape& s : kSm90Shapes)
+    sm90_shapes.append(py::make_tuple(s.name, s.tile.tokens, s.tile.columns(), s.tile.shared_bytes()));
+  m.attr("sm90_shapes") = sm90_shapes;
+  m.attr("sm90_threads") = kSm90Threads;
+  m.def("has_sm90_path", [](int compute_capability, int weight, bool is_act_order) {
+    return has_sm90_path(compute_capability, static_cast<WeightType>(weight), is_act_order);
+  });
+  m.def("choose_sm90", [](int64_t rows, int64_t n, int64_t k, int multiprocessors) {
+    const Choice c = choose_sm90(rows, n, k, multiprocessors);
     return py::make_tuple(c.shape, c.m_tiles, c.n_tiles, c.partition, c.blocks, c.shared_bytes, c.is_split);
   });
   m.def("tile_at", [](int tile, int m_tiles, int n_tiles) {
