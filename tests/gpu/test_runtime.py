@@ -217,7 +217,9 @@ def test_cpu_and_cuda_agree(name: str) -> None:
     on_cpu = SAMPLES[name]("cpu")
     on_cpu.call()
     for result, reference in zip(eager(name), on_cpu.written, strict=True):
-        assert_close(result.cpu(), reference.double(), slack=1e-5, label=name)
+        # The CPU rounds Marlin weights times scales to the dtype, the GPU does so with many tokens only.
+        slack = 1e-4 if name.startswith("gptq_marlin_gemm") else 1e-5
+        assert_close(result.cpu(), reference.double(), slack=slack, label=name)
 
 
 def rejected_calls() -> list[Callable[[], object]]:
