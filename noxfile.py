@@ -48,6 +48,8 @@ def install_wheel(session: nox.Session, *packages: str) -> None:
     """Install sgl-kernel from the wheelhouse, as a user would; with --no-venv take what is there."""
     if session.virtualenv.is_sandboxed:
         session.install("-q", "--find-links", WHEELHOUSE, SGL_KERNEL, *packages)
+        # Another build may have the same version.
+        session.install("-q", "--force-reinstall", "--no-deps", "--find-links", WHEELHOUSE, SGL_KERNEL)
 
 
 def build_wheel(session: nox.Session, *arguments: str) -> list[str]:
