@@ -22,9 +22,7 @@ LIMITS = st.sampled_from([101_376, 166_912, 232_448])  # sm_120, sm_80, sm_90
     filled=st.just(0) | st.integers(0, 1_000_000),
     limit=LIMITS,
 )
-def test_segments_cover_the_choices(
-    native: Any, choices: int, buckets: int, filled: int, limit: int
-) -> None:
+def test_segments_cover_the_choices(native: Any, choices: int, buckets: int, filled: int, limit: int) -> None:
     placers, segment, blocks, shared, is_single = native.moe_align.choose(choices, buckets, filled, limit)
     if placers == 0:
         assert 3 * 4 * buckets > limit - 1024  # one warp's counters and the totals do not fit
