@@ -242,10 +242,10 @@ void bind_moe_align(py::module_ m) {
   py::list shapes;
   for (const Shape& s : kShapes) shapes.append(py::make_tuple(s.name));
   m.attr("shapes") = shapes;
-  m.attr("max_threads") = kMaxThreads;
-  m.def("choose", [](int64_t choices, int64_t buckets, int64_t shared_limit) {
-    const Choice c = choose(choices, buckets, shared_limit);
-    return py::make_tuple(c.threads, c.segment, c.segments, c.shared);
+  m.attr("max_threads") = kThreads;
+  m.def("choose", [](int64_t choices, int64_t buckets, int64_t filled, int64_t shared_limit) {
+    const Choice c = choose(choices, buckets, filled, shared_limit);
+    return py::make_tuple(c.placers, c.segment, c.blocks, c.shared, c.is_single);
   });
 }
 

@@ -250,6 +250,16 @@ def test_registered_operators_must_be_listed(make_wheel):
     assert violations == ["coverage: scale: registered, but not in sgl_kernel/ops.json"]
 
 
+def test_ptx_that_the_record_lacks_is_told(make_wheel, members):
+    record = json.loads(members[RECORD.replace("INFO", "sgl_kernel-0.3.7+cu128.1.dist-info")])
+    for source in record["sources"].values():
+        del source["code"]["compute_120"]
+    _, violations = coverage_of(make_wheel(edit(members, RECORD, sources=record["sources"])))
+    assert violations == [
+        "coverage: csrc/kernels/demo.cu: compute_120: expected in the build record, got none"
+    ]
+
+
 def test_code_that_is_on_no_record_is_told(make_wheel):
     strange = DeviceCode("x: 9", "sm_80", frozenset({"0" * 64}), {"smuggled": None})
     _, violations = coverage_of(make_wheel(), lambda code: [*code, strange])
