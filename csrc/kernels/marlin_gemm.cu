@@ -666,10 +666,12 @@ __device__ __forceinline__ void run(const Params& p) {
     const TileIndex index = tile_at(tile, p.m_tiles, p.n_tiles);
     const int m0 = index.m * C::kTile.m + place.warp_m * C::kTokens,
               n0 = index.n * kTileN + place.warp_n * 64;
-    if (end == last && owed >= 0) {  // the part was written long ago
-      __syncthreads();
-      if (threadIdx.x == 0) add_release(p.arrivals + owed, 1);
-      owed = -1;
+    if (begin > ahead.first) {
+      __syncthreads();  // the sums that teams handed each other are read, and the part is written
+      if (end == last && owed >= 0) {
+        if (threadIdx.x == 0) add_release(p.arrivals + owed, 1);
+        owed = -1;
+      }
     }
     if constexpr (C::kTeams > 1) add_teams<C>(acc.sum, place, team_sums);
     if (begin == tile_begin) {
