@@ -7,8 +7,8 @@ header comes from the package index.
 
 from __future__ import annotations
 
-import re
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
