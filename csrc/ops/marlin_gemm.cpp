@@ -161,9 +161,10 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
   const uint64_t group_size = check_groups(b_scales, size_k, is_act_order);
   const bool has_bias = is_given(b_bias);
   if (has_bias) check_vector({kOp, "b_bias", *b_bias}, size_n, "size_n", a.dtype(), a);
-  SGLK_CHECK(workspace.dtype() == DType::kInt32, "%s: workspace: expected int32, got %s", kOp,
-             name(workspace.dtype()));
-  check_device({kOp, "workspace", workspace}, a.device(), "device of a");
+  const Argument workspace_arg{kOp, "workspace", workspace};
+  check_dtype(workspace_arg, DType::kInt32, "fixed by the op");
+  check_contiguous(workspace_arg);
+  check_device(workspace_arg, a.device(), "device of a");
   if (size_m == 0 || size_n == 0) return;
 
   const DeviceGuard guard(a.device());
@@ -201,9 +202,9 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
     params.a_stride = size_k;
   }
   if (choice.is_split) {
-    SGLK_CHECK(workspace.numel() >= choice.blocks && (workspace.dim() != 1 || workspace.stride(0) == 1),
-               "%s: workspace: expected at least %d contiguous elements (multiprocessors), got %s", kOp,
-               choice.blocks, workspace.shape().c_str());
+    SGLK_CHECK(workspace.numel() >= choice.blocks,
+               "%s: workspace: expected at least %d elements (multiprocessors), got %s", kOp, choice.blocks,
+               workspace.shape().c_str());
     const int tile_size = is_sm90 ? sm90_tile.tokens * sm90_tile.columns() : tile.m * kTileN;
     partial = Tensor::empty({choice.blocks, tile_size}, DType::kFloat32, a.device());
     params.partial = partial->data<float>();

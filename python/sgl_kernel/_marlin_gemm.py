@@ -173,9 +173,9 @@ def _check(
             _check_operand(name, vector, (k,), torch.int32, a)
     if b_bias is not None and _is_given(b_bias):
         _check_operand("b_bias", b_bias, (n,), a.dtype, a)
-    if workspace.dtype != torch.int32:
-        fail(OP, "workspace", "int32", str(workspace.dtype).removeprefix("torch."))
-    check_device(Argument(OP, "workspace", workspace), a.device, "device of a")
+    workspace_arg = Argument(OP, "workspace", workspace)
+    check_dtype(workspace_arg, torch.int32, "fixed by the op")
+    check_device(workspace_arg, a.device, "device of a")
 
 
 @implements(OP)

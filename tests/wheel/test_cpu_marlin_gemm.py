@@ -237,7 +237,7 @@ WRONG: dict[str, tuple[dict[int, Any], str]] = {
         {5: torch.zeros(K).int(), 6: torch.zeros(8).int()},
         "perm.size(0): expected 256 (size_k), got 8",
     ),
-    "workspace": ({7: torch.zeros(132)}, "workspace: expected int32, got float32"),
+    "workspace": ({7: torch.zeros(132)}, "workspace: expected int32 (fixed by the op), got float32"),
     "bias size": ({8: torch.ones(8).half()}, "b_bias.size(0): expected 128 (size_n), got 8"),
 }
 

@@ -221,10 +221,11 @@ def test_code_for_one_architecture_less_is_told(make_wheel):
     ]
 
 
-def test_a_kernel_of_one_architecture_is_asked_of_that_one_alone(make_wheel, members):
-    ops = {"scale": {"family": "demo", "kernels": ["scale_*", "sm90_scale_*"]}}
+@pytest.mark.parametrize("pattern", ["sm90_scale_*", "scale_sm90_*"])
+def test_a_kernel_of_one_architecture_is_asked_of_that_one_alone(make_wheel, members, pattern):
+    ops = {"scale": {"family": "demo", "kernels": ["scale_*", pattern]}}
     _, violations = coverage_of(make_wheel(edit(members, OPS, **ops)))
-    assert violations == ["coverage: scale: sm90_scale_*: expected a kernel for sm_90a, got none"]
+    assert violations == [f"coverage: scale: {pattern}: expected a kernel for sm_90a, got none"]
 
 
 def test_a_kernel_that_no_operator_uses_is_told(make_wheel, members):
