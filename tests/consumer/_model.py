@@ -2,11 +2,11 @@
 
     python -m tests.consumer._model FOLDER
 
-The trunk is random: weights, zero points and scales, packed as AutoAWQ packs them. The answer to each prompt is a
-random text, too. What a random head would say is decided by differences below the rounding of bfloat16; so the
-head is random but for a correction of minimal norm that puts the answer's next token MARGIN above all others at
-every position of every answer. The hidden states of all those positions are linearly independent, therefore it
-exists; it depends on the whole context through every kernel of the trunk.
+The trunk is random: weights, zero points and scales, packed as AutoAWQ packs them. The answer to each prompt
+is a random text, too. A random head would choose by differences below the rounding of bfloat16; so the head
+is random but for the smallest correction that puts the answer's next token MARGIN above all others, at every
+position of every answer. Such a correction exists, because the hidden states of these positions are linearly
+independent; and since those depend on the whole context, so does every token, through every kernel.
 
 All values are exact in float16 and in bfloat16: the same model, whichever dtype the server runs.
 """
@@ -36,7 +36,9 @@ ROLES = ["system", "user", "assistant"]
 IM_START, IM_END = SPECIAL.index("<|im_start|>"), SPECIAL.index("<|im_end|>")
 WORDS_FROM = len(SPECIAL) + len(ROLES)
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|> {{ message.role }} {{ message.content }} <|im_end|> {% endfor %}"
+    "{% for message in messages %}"
+    "<|im_start|> {{ message.role }} {{ message.content }} <|im_end|> "
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|> assistant{% endif %}"
 )
 
@@ -59,9 +61,11 @@ class Shape:
 SMALL = Shape(
     *(1024, 3072, 4, 16, 4, 8192),
     answer=12,
-    # Around the sizes of tiles; 40, so that a batch of all needs more than 32 rows; one of three prefill chunks.
-    prompts=(*range(1, 18), 20, 24, 31, 32, 33, 48, 63, 64, 65, 80, 96, 127, 128, 129, 130, 160, 191, 200)
-    + (240, 255, 257, 300, 5000),
+    # Around the sizes of tiles; enough for a decode batch of more than 32; a prompt of three prefill chunks.
+    prompts=(
+        *(*range(1, 18), 20, 24, 31, 32, 33, 48, 63, 64, 65, 80, 96, 127, 128, 129, 130),
+        *(160, 191, 200, 240, 255, 257, 300, 5000),
+    ),
 )
 TINY = Shape(*(256, 384, 2, 4, 2, 512), answer=6, prompts=(1, 2, 7, 9, 40))
 
@@ -188,7 +192,10 @@ def draw_prompts(shape: Shape, random: torch.Generator) -> list[Prompt]:
         return torch.randint(WORDS_FROM, shape.vocab, (count,), generator=random).tolist()
 
     prompts = [Prompt(words(length), words(shape.answer)) for length in shape.prompts]
-    messages = [{"role": "system", "content": text_of(words(7))}, {"role": "user", "content": text_of(words(20))}]
+    messages = [
+        {"role": "system", "content": text_of(words(7))},
+        {"role": "user", "content": text_of(words(20))},
+    ]
     return [*prompts, Prompt(chat_tokens(messages), [*words(shape.answer - 1), IM_END], messages)]
 
 

@@ -36,7 +36,7 @@ class Answer:
 
 @dataclass
 class Cache:
-    """Keys and values of the tokens so far: per layer ``[tokens, kv_heads, head_dim]``, as they are stored."""
+    """Keys and values so far, as they are stored: per layer ``[tokens, kv_heads, head_dim]``."""
 
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Qwen3:
 
     @torch.inference_mode()
     def hidden(self, tokens: list[int], cache: Cache | None = None) -> Tensor:
-        """The last layer's output after the final norm, ``[tokens, hidden]``; ``cache`` holds what went before."""
+        """What the head reads: ``[tokens, hidden]``; ``cache`` holds what went before."""
         cache = cache if cache is not None else Cache()
         past = len(cache.keys[0]) if cache.keys else 0
         device = self.frequencies.device
@@ -112,8 +112,8 @@ class Qwen3:
     ) -> Answer:
         """Decode until the end-of-sequence token, which belongs to the answer, or for ``steps`` tokens.
 
-        ``chunk`` tokens of the prompt are processed at a time. That changes the result only where ``kv_dtype``
-        rounds the cache.
+        ``chunk`` tokens of the prompt are processed at a time, which changes the result only where
+        ``kv_dtype`` rounds the cache.
         """
         cache = Cache(dtype=kv_dtype)
         rows = []
