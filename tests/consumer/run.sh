@@ -8,7 +8,7 @@
 #   PYTEST_ARGUMENT  narrows the tests: -- -k graphs
 #
 # PYTHON names the Python (default: python3) that has torch 2.7.0, SGLang 0.5.1.post3 and pytest. The newest
-# sgl_kernel of WHEELHOUSE (default: wheelhouse) is put before them, in a folder of its own.
+# sgl_kernel of SGLK_WHEELHOUSE (default: wheelhouse) is put before them, in a folder of its own.
 # Exit code: 0, or that of the first part that failed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -29,13 +29,14 @@ fi
 [[ $# -eq 0 ]] || shift
 
 python=${PYTHON:-python3}
-wheelhouse=${WHEELHOUSE:-wheelhouse}
+wheelhouse=${SGLK_WHEELHOUSE:-wheelhouse}
 wheel=$(find "$wheelhouse" -maxdepth 1 -name 'sgl_kernel-0*.whl' | sort -V | tail -n 1)
 [[ -n $wheel ]] || { echo "run.sh: $wheelhouse: no sgl_kernel wheel; build one with nox -s wheel" >&2; exit 3; }
 package=$(mktemp -d)
 trap 'rm -rf "$package"' EXIT
 echo "== $(basename "$wheel")"
 "$python" -m pip install --quiet --no-index --no-deps --target "$package" "$wheel"
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # the tests need none, whatever is installed
 export PYTHONPATH=$package${PYTHONPATH:+:$PYTHONPATH}
 "$python" -m sgl_kernel
 

@@ -211,7 +211,7 @@ def test_kernels(consumer: Server, prompts: list[Prompt], tmp_path: Path, record
 
 @each
 def test_nothing_missing_was_called(consumer: Consumer, record: Record) -> None:
-    """No call met a name that sgl_kernel.missing() lists: such a call raises, and SGLang logs it."""
+    """Nobody called a name that sgl_kernel.missing() lists: that raises, and the log would have it."""
     assert consumer.process.poll() is None
     refused = consumer.refused_calls()
     record(**{"calls of missing names": len(refused)})
