@@ -144,16 +144,10 @@ class Consumer:
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Ends the process and those it started."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            if self.process.poll() is None:
-                os.killpg(self.process.pid, number)
-                try:
-                    self.process.wait(20)
-                except subprocess.TimeoutExpired:
-                    continue
+        """Ends the process and those it started; there is nothing left to lose."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def libraries(self) -> list[Path]:
         """The shared objects of torch and of sgl_kernel that its processes have mapped."""
