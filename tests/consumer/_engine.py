@@ -7,6 +7,7 @@ The first line of ANSWERS says that the engine is ready.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 import time
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("answers", type=Path)
     ServerArgs.add_cli_args(parser)
     options = parser.parse_args()
+    asyncio.set_event_loop(asyncio.new_event_loop())  # the engine takes the thread's, and uvloop makes none
     engine = Engine(server_args=ServerArgs.from_cli_args(options))
     with options.requests.open() as requests, options.answers.open("a") as answers:
         print("ready", file=answers, flush=True)
