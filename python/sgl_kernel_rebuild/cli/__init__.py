@@ -14,6 +14,7 @@ import click
 
 from sgl_kernel_rebuild import __version__
 from sgl_kernel_rebuild.cli.audit import audit
+from sgl_kernel_rebuild.cli.doctor import doctor
 from sgl_kernel_rebuild.cli.gate import gate
 from sgl_kernel_rebuild.cli.index import index
 from sgl_kernel_rebuild.cli.publish import publish
@@ -40,6 +41,7 @@ def main() -> None:
 
 
 main.add_command(audit)
+main.add_command(doctor)
 main.add_command(gate)
 main.add_command(index)
 main.add_command(publish)
