@@ -1,9 +1,8 @@
 """Makes the atlas from the torch wheels of a package index.
 
 Of each wheel the five libraries whose exports extensions use are streamed, one after the other, through a
-temporary file; what is kept is the names that their dynamic symbol tables define. A release that has
-been read
-is kept in a folder, so that an interrupted run goes on where it stopped.
+temporary file; what is kept is the names that their dynamic symbol tables define. A release that has been
+read is kept in a folder, so that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -49,9 +48,8 @@ def update(
     """Write the atlas of ``releases``, by default all of the index from 2.5.0 on, to ``target``.
 
     ``cache`` keeps what was read of each release. ``on_start`` is told a release and the bytes that are going
-    to be unpacked of it (0: it was in the cache), ``on_read`` the bytes of each piece. ``target``
-    changes only
-    when everything has been read. Returns the releases.
+    to be unpacked of it (0: it was in the cache), ``on_read`` the bytes of each piece. ``target`` changes
+    only when everything has been read. Returns the releases.
 
     Raises:
         BinaryError: the index, a wheel or a library in it cannot be read, or a release is not there.
@@ -61,9 +59,8 @@ def update(
     offered: dict[str, RemoteWheel] = {}
     for wheel in find_wheels("torch", index_url=index_url):
         is_wanted = wheel.version >= Version(OLDEST_RELEASE) and not wheel.version.is_prerelease
-        if (
-            is_wanted and not wheel.is_yanked
-        ):  # any Python does: the libraries are the same but for their names
+        # The wheel of any Python does: the libraries are the same.
+        if is_wanted and not wheel.is_yanked:
             offered.setdefault(wheel.version.public, wheel)
     chosen = tuple(releases) if releases is not None else tuple(offered)
     if strangers := [release for release in chosen if release not in offered]:

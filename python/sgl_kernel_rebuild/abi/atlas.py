@@ -1,8 +1,8 @@
 """The atlas: which release of torch exports which symbol.
 
 ``data/torch_exports.txt.xz`` holds the dynamic symbols that libc10, libc10_cuda, libtorch_cpu,
-libtorch_cuda and libtorch_python of twelve releases define (Linux x86-64; the CUDA wheels of the package
-index, 2.5.1 to 2.15.0). Two comment lines name the releases and the libraries; then one line per symbol, in
+libtorch_cuda and libtorch_python of all releases define (Linux x86-64; the CUDA wheels of the package
+index, 2.5.0 to 2.15.0). Two comment lines name the releases and the libraries; then one line per symbol, in
 byte order: the symbol, a hexadecimal mask (bit i: exported by the i-th release), the index of the library
 where it was first seen.
 """

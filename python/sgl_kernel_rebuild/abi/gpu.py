@@ -13,9 +13,8 @@ __all__ = ["CARDS", "find_code", "parse_gpu"]
 
 CARDS = {
     "V100": "70", "T4": "75", "RTX 2080": "75", "A100": "80", "A30": "80", "A10": "86", "RTX 3090": "86",
-    "Jetson Orin": "87", "L4": "89", "L40S": "89", "RTX 4090": "89", "H100": "90", "H200": "90", "B200":"
-    " "100",
-    "B300": "103", "RTX 5090": "120", "RTX PRO 6000": "120", "DGX Spark": "121",
+    "Jetson Orin": "87", "L4": "89", "L40S": "89", "RTX 4090": "89", "H100": "90", "H200": "90",
+    "B200": "100", "B300": "103", "RTX 5090": "120", "RTX PRO 6000": "120", "DGX Spark": "121",
 }  # fmt: skip
 """Compute capability, without its dot, of cards that people have."""
 

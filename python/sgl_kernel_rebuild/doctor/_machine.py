@@ -76,8 +76,7 @@ class Extension:
     """One installed shared object that uses torch.
 
     ``missing`` holds (symbol, what it stands for, its history) for each symbol that the installed torch
-    lacks;
-    None where that torch is not in the atlas or not installed.
+    lacks; None where that torch is not in the atlas or not installed.
     """
 
     distribution: str
@@ -130,8 +129,10 @@ class Machine:
 
 
 def examine() -> Machine:
-    """Look at this machine and this Python. Nothing is changed; torch and sgl_kernel are imported
-    elsewhere."""
+    """Look at this machine and this Python; nothing is changed.
+
+    torch and sgl_kernel are imported in processes of their own.
+    """
     from sgl_kernel_rebuild.abi import Atlas
 
     distributions = _distributions()
