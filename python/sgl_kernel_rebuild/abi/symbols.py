@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ._elffile import SharedObject, Symbol
 from .atlas import Atlas
 
-__all__ = ["Provider", "classify", "torch_symbols"]
+__all__ = ["Provider", "classify", "is_python", "is_torch_library", "torch_symbols"]
 
 # An entity of torch: the outermost namespace of the name itself, whatever its parameters
 # (Itanium C++ ABI, 5.1: _Z, then T? for tables and GV for guards, then N and qualifiers if nested).
@@ -65,6 +65,16 @@ def classify(
         for symbol in sorted(shared_object.undefined)
         if not symbol.is_weak
     )
+
+
+def is_python(symbol: Symbol) -> bool:
+    """Tell whether ``symbol`` is of Python's C API."""
+    return not symbol.version and _PYTHON.match(symbol.name) is not None
+
+
+def is_torch_library(name: str) -> bool:
+    """Tell whether a file or a soname is a library of torch itself."""
+    return _TORCH_SONAME.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def _kind(symbol: Symbol, atlas: Atlas, siblings: Collection[str], is_closed: bool) -> str:

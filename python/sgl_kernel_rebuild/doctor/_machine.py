@@ -20,7 +20,9 @@ from packaging.utils import canonicalize_name
 
 from sgl_kernel_rebuild.errors import BinaryError
 
-__all__ = ["Driver", "Extension", "Gpu", "ImportResult", "Library", "Machine", "Torch", "examine"]
+from ._gpus import Driver, Gpu, ask_driver
+
+__all__ = ["Extension", "ImportResult", "Library", "Machine", "Torch", "examine"]
 
 _TIMEOUT = 180
 """Seconds for one import in a process of its own; torch takes up to a minute from a cold disk."""
@@ -40,23 +42,6 @@ print(json.dumps({
     "cxx11_abi": torch.compiled_with_cxx11_abi(), "targets": flags.split(),
 }))
 """
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """``capability`` reads ``120``; ``memory`` is in bytes."""
-
-    name: str
-    capability: str
-    memory: int
-
-
-@dataclass(frozen=True)
-class Driver:
-    """``cuda`` is the newest CUDA that the driver supports, such as ``12.8``."""
-
-    version: str
-    cuda: str
 
 
 @dataclass(frozen=True)
@@ -144,7 +129,7 @@ def examine() -> Machine:
             release = atlas.resolve(torch.version)
         except BinaryError:
             release = None
-    driver, driver_error, gpus = _nvml()
+    driver, driver_error, gpus = ask_driver()
     watched = ("sglang", "sgl-kernel", "sglang-kernel", "torch", "triton", "flashinfer-python", "vllm")
     return Machine(
         python=platform.python_version(),
@@ -201,30 +186,6 @@ def _torch(version: str | None) -> Torch | None:
     return Torch(**{**facts, "targets": tuple(facts["targets"])})
 
 
-def _nvml() -> tuple[Driver | None, str, tuple[Gpu, ...]]:
-    """Ask NVIDIA's management library, which comes with the driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as err:
-        return None, str(err), ()
-    try:
-        code = pynvml.nvmlSystemGetCudaDriverVersion_v2()
-        driver = Driver(str(pynvml.nvmlSystemGetDriverVersion()), f"{code // 1000}.{code % 1000 // 10}")
-        gpus = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-            memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-            gpus.append(Gpu(str(pynvml.nvmlDeviceGetName(handle)), f"{major}{minor}", memory))
-        return driver, "", tuple(gpus)
-    except pynvml.NVMLError as err:
-        return None, str(err), ()
-    finally:
-        pynvml.nvmlShutdown()
-
-
 def _extensions(release: str | None) -> Iterator[Extension]:
     for distribution in importlib.metadata.distributions():
         name = canonicalize_name(distribution.metadata["Name"] or "")
@@ -246,10 +207,10 @@ def _uses_torch(path: Path) -> bool:
 
 
 def _extension(name: str, version: str, path: Path, release: str | None) -> Extension:
-    from sgl_kernel_rebuild.wheel.audit import audit
+    from sgl_kernel_rebuild.audit import audit
 
     try:
-        report = audit(path)
+        (report,) = audit(path)
     except BinaryError as err:
         return Extension(name, version, str(path), (), None, (), None, str(err).splitlines()[0])
     certificate = report.certificate

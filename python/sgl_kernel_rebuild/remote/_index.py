@@ -131,7 +131,8 @@ def make_session() -> Any:
 def show_url(url: str) -> str:
     """Return ``url`` without the user name, password and query that it may carry."""
     parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.hostname or "", parts.path, "", ""))
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 def _is_ours(platform: str) -> bool:
