@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sgl_kernel_rebuild.cli._terminal import make_console
+
 if TYPE_CHECKING:
-    from sgl_kernel_rebuild.doctor import Finding, Machine
+    from sgl_kernel_rebuild.doctor import Extension, Finding, Machine
 
 __all__ = ["ILL", "doctor"]
 
 ILL = 9
 """Exit code: there is a finding of severity ``error``."""
 
-_WIDTH_OF_A_FILE = 120
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 SCHEMA = 1
 
@@ -58,8 +59,8 @@ def doctor(is_json: bool, report: Path | None) -> None:
             report.write_text(json.dumps(redact(document), indent=1) + "\n")
         except OSError as err:
             raise HostError(
-                f"doctor: {report}: cannot be written: {err.strerror or err}\nName a file that can be"
-                f" written."
+                f"doctor: {report}: cannot be written: {err.strerror or err}\n"
+                "Name a file that can be written."
             ) from err
     if is_json:
         click.echo(json.dumps(document, indent=1))
@@ -72,43 +73,69 @@ def doctor(is_json: bool, report: Path | None) -> None:
 
 
 def _print(machine: Machine, findings: list[Finding]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH_OF_A_FILE)
+    console = make_console()
     facts = Table.grid(padding=(0, 2))
     for name, value in _facts(machine):
         facts.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
     console.print(facts)
     for item in findings:
         console.print()
-        console.print(Text.assemble((item.severity, _STYLES[item.severity]), "  ", (item.title, "bold")))
-        console.print(Text(f"  why  {item.why}"))
+        console.print(
+            Text.assemble((item.severity, _STYLES[item.severity]), "  ", (item.title, "bold")), soft_wrap=True
+        )
+        console.print(Text(f"  why  {item.why}"), soft_wrap=True)
         if item.fix:
-            console.print(Text(f"  fix  {item.fix}", style="green"))
+            console.print(Text(f"  fix  {item.fix}", style="green"), soft_wrap=True)
     console.print()
     errors = sum(item.severity == "error" for item in findings)
     console.print(Text(f"{errors} errors, {len(findings) - errors} other findings", style="bold"))
 
 
 def _facts(machine: Machine) -> list[tuple[str, str]]:
-    torch, driver = machine.torch, machine.driver
-    built = f"CUDA {torch.cuda}" if torch and torch.cuda else "CPU only or unknown"
+    driver = machine.driver
     rows = [
         ("Python", f"{machine.python}, {machine.glibc}"),
-        ("torch", f"{torch.version}, {built}" if torch else "not installed"),
+        ("torch", _torch(machine)),
         ("driver", f"{driver.version}, CUDA up to {driver.cuda}" if driver else "none"),
     ]
     for gpu in machine.gpus:
         rows.append(("GPU", f"{gpu.name}, sm_{gpu.capability}, {gpu.memory / 2**30:.0f} GiB"))
+    if machine.sglang_wants:
+        rows.append(("SGLang", f"{machine.distributions.get('sglang', '')}, asks for {machine.sglang_wants}"))
     for extension in machine.extensions:
-        verdict = "not in the atlas" if extension.missing is None else "fits"
-        if extension.missing:
-            verdict = f"misses {len(extension.missing)}"
-        code = ", ".join(extension.targets) or "no GPU code"
-        name = extension.path.rpartition("/")[2]
-        rows.append((f"{extension.distribution} {extension.version}", f"{name}: {verdict}; {code}"))
+        rows.append((f"{extension.distribution} {extension.version}", _extension(machine, extension)))
+    for result in machine.imports:
+        rows.append((f"import {result.module}", "fails" if result.error else "works"))
     return rows
+
+
+def _torch(machine: Machine) -> str:
+    torch = machine.torch
+    if torch is None:
+        return "not installed"
+    built = f"CUDA {torch.cuda}" if torch.cuda else f"ROCm {torch.hip}" if torch.hip else "CPU only"
+    abi = {True: "new C++ ABI", False: "old C++ ABI", None: "does not import"}[torch.cxx11_abi]
+    return f"{torch.version}, {built if torch.cxx11_abi is not None else 'unknown build'}, {abi}"
+
+
+def _extension(machine: Machine, extension: Extension) -> str:
+    from sgl_kernel_rebuild.abi import Atlas
+    from sgl_kernel_rebuild.abi.certificate import describe_releases
+    from sgl_kernel_rebuild.abi.gpu import find_code
+
+    name = extension.path.rpartition("/")[2]
+    if extension.error:
+        return f"{name}: cannot be read"
+    if extension.missing is None:
+        fits = describe_releases(extension.fits, Atlas.load().releases)
+        verdict = f"fits torch {fits}" if fits else "fits no torch in the atlas"
+    else:
+        verdict = f"misses {len(extension.missing)}" if extension.missing else "fits"
+    cells = [verdict, ", ".join(extension.targets) or "no GPU code"]
+    if extension.targets:
+        for capability in sorted({gpu.capability for gpu in machine.gpus}):
+            cells.append(f"sm_{capability} would use {find_code(extension.targets, capability) or 'nothing'}")
+    return f"{name}: {'; '.join(cells)}"

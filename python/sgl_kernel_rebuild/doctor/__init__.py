@@ -7,7 +7,20 @@ from __future__ import annotations
 
 from ._findings import Finding, diagnose
 from ._gpus import Driver, Gpu, ask_driver
-from ._machine import Machine, examine
+from ._machine import Extension, ImportResult, Library, Machine, Torch, examine
 from ._redact import redact
 
-__all__ = ["Driver", "Finding", "Gpu", "Machine", "ask_driver", "diagnose", "examine", "redact"]
+__all__ = [
+    "Driver",
+    "Extension",
+    "Finding",
+    "Gpu",
+    "ImportResult",
+    "Library",
+    "Machine",
+    "Torch",
+    "ask_driver",
+    "diagnose",
+    "examine",
+    "redact",
+]

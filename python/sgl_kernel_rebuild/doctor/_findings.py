@@ -74,9 +74,8 @@ def _driver(machine: Machine) -> Iterable[Finding]:
             "driver-missing",
             "note",
             "no NVIDIA driver answers",
-            f"NVML says: {machine.driver_error or 'nothing'}. In a container the driver is the host's:"
-            f" start it"
-            " with its GPUs (--gpus all). CPU-only work needs none.",
+            f"NVML says: {machine.driver_error or 'nothing'}. In a container the driver is the host's: start"
+            " it with its GPUs (--gpus all). CPU-only work needs none.",
             "nvidia-smi",
         )
         return
@@ -85,8 +84,8 @@ def _driver(machine: Machine) -> Iterable[Finding]:
             "gpu-missing",
             "warning",
             "the driver sees no GPU",
-            f"Driver {machine.driver.version} answers, but lists no device; a container may have been"
-            f" given none.",
+            f"Driver {machine.driver.version} answers, but lists no device; a container may have been given"
+            " none.",
             "nvidia-smi -L",
         )
     cuda = machine.torch.cuda if machine.torch else None
@@ -98,9 +97,8 @@ def _driver(machine: Machine) -> Iterable[Finding]:
             "driver-too-old",
             "error",
             f"the driver supports CUDA {have}, torch was built with {wanted}",
-            "A driver runs every CUDA up to its own major version. torch reports this as 'The NVIDIA"
-            " driver on"
-            " your system is too old', or as no GPU at all.",
+            "A driver runs every CUDA up to its own major version. torch reports this as 'The NVIDIA driver"
+            " on your system is too old', or as no GPU at all.",
             "apt-get install --only-upgrade 'nvidia-driver-*'",
         )
     elif wanted > have:
@@ -109,8 +107,7 @@ def _driver(machine: Machine) -> Iterable[Finding]:
             "note",
             f"the driver supports CUDA {have}, torch was built with {wanted}",
             "Machine code of one major version runs (minor version compatibility); PTX made by the newer"
-            " compiler"
-            " does not, so kernels compiled at run time may fail.",
+            " compiler does not, so kernels compiled at run time may fail.",
             "apt-get install --only-upgrade 'nvidia-driver-*'",
         )
 
@@ -160,12 +157,10 @@ def _torch(machine: Machine) -> Iterable[Finding]:
                 f"torch-no-code-sm_{capability}",
                 "error",
                 f"torch {torch.version} (CUDA {torch.cuda}) has no code for the {name} (sm_{capability})",
-                f"It carries {', '.join(torch.targets)}: every CUDA operation of torch fails with 'no"
-                f" kernel image"
-                " is available'. This is not a matter of the driver. The torch 2.7.0 of the package index is"
-                " built with CUDA 12.6, which knows no sm_120; 2.8.0 was the first there with it, and"
-                " PyTorch's"
-                " own index has a cu128 build of 2.7.0.",
+                f"It carries {', '.join(torch.targets)}: every CUDA operation of torch fails with 'no kernel"
+                " image is available'. This is not a matter of the driver. The torch 2.7.0 of the package"
+                " index is built with CUDA 12.6, which knows no sm_120; 2.8.0 was the first there with it,"
+                " and PyTorch's own index has a cu128 build of 2.7.0.",
                 f"pip install --upgrade 'torch>={_FIRST_BLACKWELL}'",
             )
 
@@ -187,14 +182,15 @@ def _extensions(machine: Machine) -> Iterable[Finding]:
         if item.missing and machine.torch is not None:
             _, declaration, history = item.missing[0]
             more = f" and {len(item.missing) - 1} more" if len(item.missing) > 1 else ""
-            fits = describe_releases(item.fits, releases) or "no release in the atlas"
+            fits = describe_releases(item.fits, releases)
+            fits = f"torch {fits}" if fits else "no torch in the atlas"
             yield Finding(
                 f"extension-abi:{item.distribution}:{file}",
                 "error",
                 f"{named} was not built for torch {machine.torch.version}",
-                f"{file} needs {declaration}{more} ({history}); it fits torch {fits}. Importing it ends in"
+                f"{file} needs {declaration}{more} ({history}); it fits {fits}. Importing it ends in"
                 f" 'undefined symbol: {item.missing[0][0]}'.",
-                _fix_of(item),
+                _OURS if item.distribution == "sgl-kernel" else _other_torch(item),
             )
         if not item.targets:
             continue
@@ -206,9 +202,8 @@ def _extensions(machine: Machine) -> Iterable[Finding]:
                     "error",
                     f"{named} has no code for the {name} (sm_{capability})",
                     f"{file} carries {', '.join(item.targets)}: its kernels fail with 'no kernel image is"
-                    f" available"
-                    " for execution on the device', whatever the torch.",
-                    _fix_of(item),
+                    " available for execution on the device', whatever the torch.",
+                    _OURS if item.distribution == "sgl-kernel" else _from_source(item),
                 )
             elif code.startswith("compute"):
                 yield Finding(
@@ -216,15 +211,21 @@ def _extensions(machine: Machine) -> Iterable[Finding]:
                     "note",
                     f"{named}: the driver compiles PTX ({code}) for the {name} (sm_{capability})",
                     f"{file} has no machine code for it: the first start is slow; the driver keeps the"
-                    f" result.",
+                    " result.",
                     "",
                 )
 
 
-def _fix_of(item: Extension) -> str:
-    if item.distribution == "sgl-kernel":
-        return _OURS
-    return f"pip install --force-reinstall --no-cache-dir --no-binary {item.distribution} {item.distribution}"
+def _other_torch(item: Extension) -> str:
+    return f"pip install torch=={item.fits[-1]}" if item.fits else _from_source(item)
+
+
+def _from_source(item: Extension) -> str:
+    """Return the command that compiles the extension for the torch and the GPU that are here."""
+    return (
+        "pip install --force-reinstall --no-deps --no-build-isolation --no-cache-dir"
+        f" --no-binary {item.distribution} {item.distribution}=={item.version}"
+    )
 
 
 def _distinct_gpus(machine: Machine) -> list[tuple[str, str]]:
@@ -234,24 +235,15 @@ def _distinct_gpus(machine: Machine) -> list[tuple[str, str]]:
 def _loader(machine: Machine) -> Iterable[Finding]:
     forced = [item for item in machine.libraries if item.source == "LD_LIBRARY_PATH"]
     for stem in ("libtorch", "libc10", "libcudart", "libnccl"):
-        ahead = [
-            item for item in forced if item.name.startswith(f"{stem}.") or item.name.startswith(f"{stem}_")
-        ]
-        others = [
-            item
-            for item in machine.libraries
-            if item.source == "packages" and item.name.partition(".")[0] == stem and item not in ahead
-        ]
-        paths = {item.path for item in others}
-        ahead = [item for item in ahead if item.path not in paths and item.name.partition(".")[0] == stem]
+        ahead = [item for item in forced if item.stem == stem]
+        others = [item for item in machine.libraries if item.source == "packages" and item.stem == stem]
         if ahead and others:
             yield Finding(
                 f"loader-{stem}",
                 "error" if stem in ("libtorch", "libc10") else "warning",
                 f"LD_LIBRARY_PATH puts another {stem} before the installed one",
-                f"{ahead[0].path} is loaded in place of {others[0].path}: extensions then meet symbols of"
-                f" the wrong"
-                " version, or two copies of one library.",
+                f"{ahead[0].path} is loaded in place of {others[0].path}: extensions then meet symbols of the"
+                " wrong version, or two copies of one library.",
                 "unset LD_LIBRARY_PATH",
             )
     majors = {
@@ -265,9 +257,8 @@ def _loader(machine: Machine) -> Iterable[Finding]:
             "loader-cudart-majors",
             "note",
             f"CUDA runtimes of several major versions are installed: {', '.join(sorted(majors))}",
-            "Each extension loads the one that it was linked with; they live side by side, but an"
-            " extension built"
-            " for one says nothing about the other.",
+            "Each extension loads the one that it was linked with; they live side by side, but an extension"
+            " built for one says nothing about the other.",
             "pip list | grep nvidia-cuda-runtime",
         )
 

@@ -82,6 +82,11 @@ class Library:
     path: str
     source: str
 
+    @property
+    def stem(self) -> str:
+        """The name without version and hash: ``libcudart``."""
+        return re.split(r"[.-]", self.name, maxsplit=1)[0]
+
 
 @dataclass(frozen=True)
 class ImportResult:
