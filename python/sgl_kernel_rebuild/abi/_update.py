@@ -7,6 +7,7 @@ read is kept in a folder, so that an interrupted run goes on where it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +18,15 @@ from packaging.version import Version
 
 from sgl_kernel_rebuild.errors import BinaryError
 
-__all__ = ["LIBRARIES", "OLDEST_RELEASE", "ReleaseExports", "collect", "compile_atlas", "update"]
+__all__ = [
+    "LIBRARIES",
+    "OLDEST_RELEASE",
+    "ReleaseExports",
+    "collect",
+    "compile_atlas",
+    "default_target",
+    "update",
+]
 
 LIBRARIES = ("libc10.so", "libc10_cuda.so", "libtorch_cpu.so", "libtorch_cuda.so", "libtorch_python.so")
 """In the order in which a symbol that several of them have is looked for."""
@@ -34,6 +43,11 @@ class ReleaseExports:
     release: str
     wheel: str
     exports: dict[str, str]
+
+
+def default_target() -> Path:
+    """Return the file that `Atlas.load` reads by default."""
+    return Path(__file__).with_name("data") / "torch_exports.txt.xz"
 
 
 def update(
@@ -160,7 +174,8 @@ def _write(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as err:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise BinaryError(
             f"atlas: {path}: cannot be written: {err.strerror or err}\nName a place that can be written."
         ) from err

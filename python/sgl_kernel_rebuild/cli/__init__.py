@@ -13,6 +13,7 @@ import sys
 import click
 
 from sgl_kernel_rebuild import __version__
+from sgl_kernel_rebuild.cli.atlas import atlas
 from sgl_kernel_rebuild.cli.audit import audit
 from sgl_kernel_rebuild.cli.doctor import doctor
 from sgl_kernel_rebuild.cli.gate import gate
@@ -40,6 +41,7 @@ def main() -> None:
     """Build, prove and publish the sgl_kernel wheel that fits every torch from 2.7.0 on."""
 
 
+main.add_command(atlas)
 main.add_command(audit)
 main.add_command(doctor)
 main.add_command(gate)

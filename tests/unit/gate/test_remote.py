@@ -2,108 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import http.server
 import json
 import random
-import re
-import threading
-import zipfile
 
 import pytest
 from click.testing import CliRunner
 from sgl_kernel_rebuild.cli import main
 from sgl_kernel_rebuild.errors import BinaryError
-from sgl_kernel_rebuild.index import publish
 from sgl_kernel_rebuild.remote import _index, choose_wheel, find_wheels, open_remote
-from sgl_kernel_rebuild.wheel.archive import record_digest
 
 ENTRY = 'extern "C" __attribute__((visibility("default"))) '
 
 
-class _Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves files with byte ranges (RFC 9110, 14.2), and counts the bytes of wheels that it sent."""
-
-    def log_message(self, *arguments):
-        pass
-
-    def do_HEAD(self):
-        self._serve(has_body=False)
-
-    def do_GET(self):
-        self._serve(has_body=True)
-
-    def _serve(self, *, has_body):
-        path = self.translate_path(self.path)
-        if self.path.endswith("/"):
-            path += "index.html"
-        try:
-            with open(path, "rb") as file:
-                data = file.read()
-        except OSError:
-            self.send_error(404)
-            return
-        wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
-        status, start, end = 200, 0, len(data)
-        if wanted and self.server.has_ranges:
-            status = 206
-            start = int(wanted[1]) if wanted[1] else max(len(data) - int(wanted[2]), 0)
-            end = min(int(wanted[2]) + 1, len(data)) if wanted[1] and wanted[2] else len(data)
-        self.send_response(status)
-        self.send_header("Content-Type", "text/html" if path.endswith(".html") else "application/zip")
-        self.send_header("Content-Length", str(end - start))
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
-        self.end_headers()
-        if has_body:
-            if path.endswith(".whl"):
-                self.server.sent += end - start
-            # A client that has what it wants hangs up.
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                self.wfile.write(data[start:end])
-
-
 @pytest.fixture
-def serve(monkeypatch):
-    """Serve a folder of wheels as the index that pip is configured with; return the server."""
-    with contextlib.ExitStack() as stack:
-
-        def start(folder):
-            publish(sorted(folder.glob("*.whl")), folder / "index")
-            handler = functools.partial(_Handler, directory=str(folder / "index"))
-            server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-            server.sent, server.has_ranges = 0, True
-            thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(server.server_close)
-            stack.callback(server.shutdown)
-            monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple/")
-            monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-            _index._configured_index.cache_clear()
-            stack.callback(_index._configured_index.cache_clear)
-            return server
-
-        yield start
-
-
-def write_wheel(folder, name, version, members, tag="cp310-abi3-manylinux_2_28_x86_64"):
-    info = f"{name}-{version}.dist-info"
-    members = {
-        **members,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
-        f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: {tag}\n".encode(),
-    }
-    lines = [f"{key},{record_digest(data)},{len(data)}" for key, data in members.items()]
-    with zipfile.ZipFile(folder / f"{name}-{version}-{tag}.whl", "w", zipfile.ZIP_DEFLATED) as archive:
-        for key, data in members.items():
-            archive.writestr(key, data)
-        archive.writestr(f"{info}/RECORD", "\n".join([*lines, f"{info}/RECORD,,"]))
-
-
-@pytest.fixture
-def demo(tmp_path, compile_so, serve):
+def demo(tmp_path, compile_so, serve, write_wheel):
     """An index with two versions of ``demo``; the second has 4 MB of data that an audit does not read."""
     declaration = "namespace c10::cuda { void SetDevice(signed char, bool); }\n"
     late = compile_so(declaration + ENTRY + "void f() { c10::cuda::SetDevice(0, true); }").read_bytes()
