@@ -52,6 +52,12 @@ def install_wheel(session: nox.Session, *packages: str) -> None:
         session.install("-q", "--force-reinstall", "--no-deps", "--find-links", WHEELHOUSE, SGL_KERNEL)
 
 
+def install_browser(session: nox.Session) -> None:
+    """Make sure of a Chromium for the tests of pages: the system's, or the one that Playwright fetches."""
+    if shutil.which("chromium") is None:
+        session.run("playwright", "install", "chromium")
+
+
 def build_wheel(session: nox.Session, *arguments: str) -> list[str]:
     """Build and prove the wheel and the factory's own; nothing is published."""
     install(session, "build")
@@ -99,6 +105,7 @@ def tests(session: nox.Session) -> None:
 def unit(session: nox.Session) -> None:
     """The factory: seconds, no build."""
     install(session, "unit")
+    install_browser(session)
     session.run("python", "-m", "pytest", "tests/unit", *session.posargs)
 
 

@@ -33,8 +33,9 @@ def update(output: Path | None, cache: Path | None, releases: tuple[str, ...], i
     """Make the export tables from the torch wheels on the package index.
 
     Of each release from 2.5.0 on, the libraries whose exports extensions use are read by HTTP ranges; sizes
-    and checksums are verified. An interrupted run goes on where it stopped: what was read of a release is kept
-    in the cache. The file changes only when everything has been read; the same releases give the same bytes.
+    and checksums are verified. An interrupted run goes on where it stopped: what was read of a release is
+    kept in the cache. The file changes only when everything has been read; the same releases give the same
+    bytes.
     """
     from platformdirs import user_cache_path
 

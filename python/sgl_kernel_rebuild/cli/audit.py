@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,8 +41,21 @@ _COLUMNS = 4
     multiple=True,
     help="Ask for code for this GPU (sm_120, 12.0, 'RTX 5090'); repeatable. Default: those of this machine.",
 )
+@click.option(
+    "--html",
+    "page",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the reports to FILE as a page of HTML, too.",
+)
 @click.option("--json", "is_json", is_flag=True, help="Print the reports as JSON.")
-def audit(targets: tuple[str, ...], releases: tuple[str, ...], gpus: tuple[str, ...], is_json: bool) -> None:
+def audit(
+    targets: tuple[str, ...],
+    releases: tuple[str, ...],
+    gpus: tuple[str, ...],
+    page: Path | None,
+    is_json: bool,
+) -> None:
     """Say which releases of torch a binary fits, what the others lack, and what else is wrong with it.
 
     TARGET is a shared object, a wheel, a folder, the name of an installed distribution, a requirement such as
@@ -77,6 +91,8 @@ def audit(targets: tuple[str, ...], releases: tuple[str, ...], gpus: tuple[str, 
                 continue
             reports += [(report, find(report, asked, capabilities)) for report in found]
             failures += [message for report in found for message in report.unreadable]
+    if page is not None:
+        _write(page, _document(reports, failures)["reports"])
     if is_json:
         click.echo(json.dumps(_document(reports, failures), indent=1))
     else:
@@ -112,6 +128,18 @@ def _document(reports: Sequence[tuple[AuditReport, list[Finding]]], failures: li
         ],
         "errors": failures,
     }
+
+
+def _write(page: Path, reports: list[dict[str, Any]]) -> None:
+    from sgl_kernel_rebuild.errors import HostError
+    from sgl_kernel_rebuild.page import render_audit
+
+    try:
+        page.write_bytes(render_audit(reports))
+    except OSError as err:
+        raise HostError(
+            f"audit: {page}: cannot be written: {err.strerror or err}\nName a file that can be written."
+        ) from err
 
 
 def _print(report: AuditReport, findings: list[Finding], asked: Sequence[str], *, is_detailed: bool) -> None:
