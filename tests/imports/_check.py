@@ -1,0 +1,143 @@
+"""Loads the shared objects of a published wheel and holds the result against the audit.
+
+What is loaded, in a process of its own, is each object that uses torch, after ``import torch``, with all
+symbols bound at once, as Python imports extension modules; their Python code is not run. A CUDA library that
+the object names is loaded before it, from this Python's packages or from a folder that the caller names.
+Where there is no driver, a libcuda.so.1 with the names that the objects ask for stands in.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgl_kernel_rebuild.abi.certificate import ObjectReport
+from sgl_kernel_rebuild.audit import audit
+from sgl_kernel_rebuild.remote import choose_wheel, open_remote
+
+__all__ = ["Comparison", "compare"]
+
+_TIMEOUT = 300
+_UNDEFINED = re.compile(r"undefined symbol: (\w+)")
+_LOAD = """
+import ctypes, os, sys, warnings
+warnings.simplefilter("ignore")
+import torch
+*before, target = sys.argv[1:]
+for path in before:
+    try:
+        ctypes.CDLL(path, mode=os.RTLD_GLOBAL)
+    except OSError as err:
+        print("before:", err, file=sys.stderr)
+ctypes.CDLL(target, mode=os.RTLD_NOW)
+os._exit(0)  # what the library does at exit is not the question
+"""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One shared object. ``error`` is the loader's, "" if it loaded.
+
+    ``verdict`` is ``fits`` or ``misses N``; ``agrees`` says whether loading bore it out; None where loading
+    failed before it came to symbols of torch (a library that is not there).
+    """
+
+    name: str
+    verdict: str
+    error: str
+    agrees: bool | None
+
+
+def compare(requirement: str, torch: str, folder: Path, libraries: Sequence[Path] = ()) -> dict[str, Any]:
+    """Audit the wheel that ``requirement`` names and load its objects under ``torch``, this Python's version.
+
+    ``folder`` takes what is extracted; ``libraries`` are folders of further CUDA libraries.
+    """
+    (report,) = audit(requirement)
+    wheel = choose_wheel(requirement)
+    with open_remote(wheel) as archive:
+        for name in archive.binaries:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open_seekable(name) as source, target.open("wb") as copy:
+                while chunk := source.read(1 << 20):
+                    copy.write(chunk)
+    users = [item for item in report.certificate.objects if item.torch_symbols]
+    stub = _driver_stub(users, folder)
+    release = torch.partition("+")[0]
+    places = [*libraries, *(Path(entry) for entry in sys.path)]
+    results = [_compare(item, release, folder, [*stub, *_cuda_libraries(item, places)]) for item in users]
+    return {
+        "wheel": wheel.filename,
+        "torch": torch,
+        "conclusion": report.conclusion,
+        "agrees": all(item.agrees is not False for item in results),
+        "objects": [vars(item) for item in results],
+    }
+
+
+def _compare(item: ObjectReport, release: str, folder: Path, before: Iterable[Path]) -> Comparison:
+    missing = item.missing[release]
+    verdict = f"misses {len(missing)}" if missing else "fits"
+    command = [sys.executable, "-c", _LOAD, *map(str, before), str((folder / item.name).resolve())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+    if done.returncode == 0:
+        return Comparison(item.name, verdict, "", not missing)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("OSError")]
+    error = (lines or done.stderr.splitlines() or [f"signal {-done.returncode}"])[-1]
+    error = error.replace(f"{folder.resolve()}/", "")
+    if match := _UNDEFINED.search(error):
+        return Comparison(item.name, verdict, error, match[1] in {need.symbol for need in missing})
+    if "cannot open shared object file" in error:
+        is_torch = "libc10_cuda" in error or "libtorch_cuda" in error
+        return Comparison(item.name, verdict, error, True if is_torch and item.needs_cuda_torch else None)
+    return Comparison(item.name, verdict, error, None)
+
+
+def _cuda_libraries(item: ObjectReport, places: Sequence[Path]) -> list[Path]:
+    """Return the files of the CUDA libraries that ``item`` names, dependencies first."""
+    order = ("libcudart", "libnvJitLink", "libcublasLt", "libcublas", "libcusparse", "libnvrtc", "libnccl")
+    found = []
+    for stem in order:
+        for name in item.shared_object.needed:
+            if name.startswith(f"{stem}.so"):
+                files = [file for place in places for file in sorted(place.glob(f"nvidia/*/lib/{name}"))]
+                if stem == "libcublas":
+                    lt = name.replace("libcublas", "libcublasLt")
+                    files = [*(file.with_name(lt) for file in files[:1]), *files[:1]]
+                    found += files
+                else:
+                    found += files[:1]
+    return found
+
+
+def _driver_stub(items: Iterable[ObjectReport], folder: Path) -> list[Path]:
+    """Return a libcuda.so.1 with the functions that ``items`` ask for, where this machine has none."""
+    probe = [sys.executable, "-c", "import ctypes; ctypes.CDLL('libcuda.so.1')"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+        return []
+    names = sorted(
+        {
+            symbol.name
+            for item in items
+            for symbol in item.shared_object.undefined
+            if re.fullmatch(r"cu[A-Z]\w*", symbol.name)
+        }
+    )
+    source = folder / "driver.c"
+    source.write_text("".join(f"int {name}(void) {{ return 100; }}\n" for name in names) or "int none;\n")
+    library = folder / "libcuda.so.1"
+    flags = ["-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1"]
+    subprocess.run(["gcc", *flags, "-o", str(library), str(source)], check=True)
+    return [library]
+
+
+def write(results: list[dict[str, Any]], command: str, path: Path) -> None:
+    """Write results, with the command that made them, as JSON."""
+    path.write_text(json.dumps({"command": command, "results": results}, indent=1) + "\n")
