@@ -12,7 +12,7 @@ from sgl_kernel_rebuild.cli.atlas_update import update
 __all__ = ["atlas"]
 
 
-@click.group()
+@click.group(epilog="Example: sgl-kernel-rebuild atlas show c10::cuda::SetDevice")
 def atlas() -> None:
     """See which release of torch exports what, or read the releases anew."""
 

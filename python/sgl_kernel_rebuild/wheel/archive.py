@@ -308,7 +308,12 @@ def _check_members(path: Path, archive: zipfile.ZipFile, size: int) -> None:
             raise _refuse(path, f"member {name!r}: expected once, got {times} times")
     total = sum(info.file_size for info in infos)
     if total > _MAX_TOTAL or (total > _SMALL and total > _MAX_EXPANSION * size):
-        raise _refuse(path, f"expands to {total} bytes: refused as a zip bomb")
+        largest = max(infos, key=lambda info: info.file_size)
+        raise _refuse(
+            path,
+            f"expands to {total} bytes, {largest.file_size} of them member {largest.filename!r}: refused as a"
+            " zip bomb",
+        )
 
 
 @contextlib.contextmanager

@@ -255,6 +255,18 @@ def test_an_installed_distribution_without_binaries(tmp_path, monkeypatch):
     assert "audit: demo-ext: expected shared objects in the installed 2.0, got none" in result.stderr
 
 
+def test_a_wheel_that_leads_out_of_itself_or_swells_is_refused_by_name(tmp_path, objects):
+    path = write_wheel(tmp_path, {"../../evil.so": objects["plain"]})
+    result = run(path)
+    assert result.exit_code == 5
+    assert f"wheel: {path}: member '../../evil.so': expected a path within the wheel" in result.stderr
+    assert not (tmp_path.parents[1] / "evil.so").exists()
+    path = write_wheel(tmp_path, {"m.so": objects["plain"], "demo/zeros.bin": bytes(80 << 20)})
+    result = run(path)
+    assert result.exit_code == 5
+    assert "83886080 of them member 'demo/zeros.bin': refused as a zip bomb" in result.stderr
+
+
 @pytest.mark.parametrize("target", ["no-such-distribution", "what is this?", "==1.0"])
 def test_what_is_no_target(target):
     result = run(target)
