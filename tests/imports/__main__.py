@@ -22,9 +22,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             result = compare(requirement, torch, Path(folder), arguments.libraries)
         results.append(result)
-        print(f"{result['wheel']} under {torch}: {'agrees' if result['agrees'] else 'DIFFERS'}", flush=True)
+        word = {True: "agrees", False: "DIFFERS", None: "cannot be told"}[result["agrees"]]
+        print(f"{result['wheel']} under {torch}: {word}", flush=True)
         for item in result["objects"]:
-            print(f"  {item['name']}: {item['verdict']}; {item['error'] or 'loads'}", flush=True)
+            mark = {True: " ", False: "!", None: "?"}[item["agrees"]]
+            print(f"{mark} {item['name']}: {item['verdict']}; {item['error'] or 'loads'}", flush=True)
         write(results, f"python -m tests.imports {' '.join(arguments.requirements)}", arguments.output)
 
 

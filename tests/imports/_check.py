@@ -45,7 +45,7 @@ class Comparison:
     """One shared object. ``error`` is the loader's, "" if it loaded.
 
     ``verdict`` is ``fits`` or ``misses N``; ``agrees`` says whether loading bore it out; None where loading
-    failed before it came to symbols of torch (a library that is not there).
+    failed before it came to symbols of torch: a library of others that is not there.
     """
 
     name: str
@@ -57,7 +57,9 @@ class Comparison:
 def compare(requirement: str, torch: str, folder: Path, libraries: Sequence[Path] = ()) -> dict[str, Any]:
     """Audit the wheel that ``requirement`` names and load its objects under ``torch``, this Python's version.
 
-    ``folder`` takes what is extracted; ``libraries`` are folders of further CUDA libraries.
+    ``folder`` takes what is extracted; ``libraries`` are folders like site-packages, with further CUDA
+    libraries. ``agrees`` of the wheel: it fits if and only if all of its objects load; None where that cannot
+    be told.
     """
     (report,) = audit(requirement)
     wheel = choose_wheel(requirement)
@@ -73,11 +75,16 @@ def compare(requirement: str, torch: str, folder: Path, libraries: Sequence[Path
     release = torch.partition("+")[0]
     places = [*libraries, *(Path(entry) for entry in sys.path)]
     results = [_compare(item, release, folder, [*stub, *_cuda_libraries(item, places)]) for item in users]
+    is_fit = all(item.verdict == "fits" for item in results)
+    is_known = not is_fit or all(item.agrees is not None for item in results)
+    has_loaded = all(not item.error for item in results)
     return {
         "wheel": wheel.filename,
         "torch": torch,
         "conclusion": report.conclusion,
-        "agrees": all(item.agrees is not False for item in results),
+        "fits": is_fit,
+        "loads": has_loaded,
+        "agrees": is_fit == has_loaded if is_known else None,
         "objects": [vars(item) for item in results],
     }
 
@@ -97,23 +104,20 @@ def _compare(item: ObjectReport, release: str, folder: Path, before: Iterable[Pa
     if "cannot open shared object file" in error:
         is_torch = "libc10_cuda" in error or "libtorch_cuda" in error
         return Comparison(item.name, verdict, error, True if is_torch and item.needs_cuda_torch else None)
-    return Comparison(item.name, verdict, error, None)
+    return Comparison(item.name, verdict, error, bool(missing))  # it crashed
 
 
 def _cuda_libraries(item: ObjectReport, places: Sequence[Path]) -> list[Path]:
     """Return the files of the CUDA libraries that ``item`` names, dependencies first."""
     order = ("libcudart", "libnvJitLink", "libcublasLt", "libcublas", "libcusparse", "libnvrtc", "libnccl")
-    found = []
+    found: list[Path] = []
     for stem in order:
-        for name in item.shared_object.needed:
-            if name.startswith(f"{stem}.so"):
-                files = [file for place in places for file in sorted(place.glob(f"nvidia/*/lib/{name}"))]
-                if stem == "libcublas":
-                    lt = name.replace("libcublas", "libcublasLt")
-                    files = [*(file.with_name(lt) for file in files[:1]), *files[:1]]
-                    found += files
-                else:
-                    found += files[:1]
+        names = [name for name in item.shared_object.needed if name.startswith(f"{stem}.so")]
+        if stem == "libcublas":  # it needs the other one, whether the object says so or not
+            names = [wanted for name in names for wanted in (name.replace(stem, f"{stem}Lt"), name)]
+        for name in names:
+            files = (file for place in places for file in sorted(place.glob(f"nvidia/*/lib/{name}")))
+            found += [file for file in files if file not in found][:1]
     return found
 
 
