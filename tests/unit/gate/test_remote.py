@@ -36,6 +36,15 @@ def test_audit_of_a_wheel_on_the_index(demo, tmp_path):
     assert local["reports"] == [report]
 
 
+def test_a_terminal_sees_progress(demo, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    result = CliRunner().invoke(main, ["audit", "demo==2.0", "--json"])
+    assert "demo-2.0-cp310-abi3-manylinux_2_28_x86_64.whl" in result.stderr
+    assert len(json.loads(result.stdout)["reports"]) == 1
+    monkeypatch.delenv("FORCE_COLOR")
+    assert CliRunner().invoke(main, ["audit", "demo==2.0"]).stderr == ""
+
+
 def test_only_what_is_read_is_fetched(demo):
     read = []
     with open_remote(choose_wheel("demo==2.0"), on_read=read.append) as wheel:
