@@ -74,7 +74,11 @@ def compare(requirement: str, torch: str, folder: Path, libraries: Sequence[Path
     stub = _driver_stub(users, folder)
     release = torch.partition("+")[0]
     places = [*libraries, *(Path(entry) for entry in sys.path)]
-    results = [_compare(item, release, folder, [*stub, *_cuda_libraries(item, places)]) for item in users]
+    # An object of the wheel may load another, whose missing symbols are then the ones that the loader names.
+    missing = {need.symbol for need in report.certificate.missing(release)}
+    results = [
+        _compare(item, release, missing, folder, [*stub, *_cuda_libraries(item, places)]) for item in users
+    ]
     is_fit = all(item.verdict == "fits" for item in results)
     is_known = not is_fit or all(item.agrees is not None for item in results)
     has_loaded = all(not item.error for item in results)
@@ -89,7 +93,9 @@ def compare(requirement: str, torch: str, folder: Path, libraries: Sequence[Path
     }
 
 
-def _compare(item: ObjectReport, release: str, folder: Path, before: Iterable[Path]) -> Comparison:
+def _compare(
+    item: ObjectReport, release: str, known: set[str], folder: Path, before: Iterable[Path]
+) -> Comparison:
     missing = item.missing[release]
     verdict = f"misses {len(missing)}" if missing else "fits"
     command = [sys.executable, "-c", _LOAD, *map(str, before), str((folder / item.name).resolve())]
@@ -100,7 +106,7 @@ def _compare(item: ObjectReport, release: str, folder: Path, before: Iterable[Pa
     error = (lines or done.stderr.splitlines() or [f"signal {-done.returncode}"])[-1]
     error = error.replace(f"{folder.resolve()}/", "")
     if match := _UNDEFINED.search(error):
-        return Comparison(item.name, verdict, error, match[1] in {need.symbol for need in missing})
+        return Comparison(item.name, verdict, error, bool(missing) and match[1] in known)
     if "cannot open shared object file" in error:
         is_torch = "libc10_cuda" in error or "libtorch_cuda" in error
         return Comparison(item.name, verdict, error, True if is_torch and item.needs_cuda_torch else None)
