@@ -3,7 +3,7 @@
 What is loaded, in a process of its own, is each object that uses torch, after ``import torch``, with all
 symbols bound at once, as Python imports extension modules; their Python code is not run. A CUDA library that
 the object names is loaded before it, from this Python's packages or from a folder that the caller names.
-Where there is no driver, a libcuda.so.1 with the names that the objects ask for stands in.
+Where there is no driver, libraries with the names that the objects ask of it stand in.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ __all__ = ["Comparison", "compare"]
 
 _TIMEOUT = 300
 _UNDEFINED = re.compile(r"undefined symbol: (\w+)")
+_DRIVER = {
+    "libcuda.so.1": re.compile(r"cu[A-Z]\w*").fullmatch,
+    "libnvidia-ml.so.1": re.compile(r"nvml[A-Z]\w*").fullmatch,
+}
+"""The driver's libraries, and what their functions are called."""
 _LOAD = """
 import ctypes, os, sys, warnings
 warnings.simplefilter("ignore")
@@ -71,13 +76,13 @@ def compare(requirement: str, torch: str, folder: Path, libraries: Sequence[Path
                 while chunk := source.read(1 << 20):
                     copy.write(chunk)
     users = [item for item in report.certificate.objects if item.torch_symbols]
-    stub = _driver_stub(users, folder)
+    stubs = _driver_stubs(users, folder)
     release = torch.partition("+")[0]
     places = [*libraries, *(Path(entry) for entry in sys.path)]
     # An object of the wheel may load another, whose missing symbols are then the ones that the loader names.
     missing = {need.symbol for need in report.certificate.missing(release)}
     results = [
-        _compare(item, release, missing, folder, [*stub, *_cuda_libraries(item, places)]) for item in users
+        _compare(item, release, missing, folder, [*stubs, *_cuda_libraries(item, places)]) for item in users
     ]
     is_fit = all(item.verdict == "fits" for item in results)
     is_known = not is_fit or all(item.agrees is not None for item in results)
@@ -127,25 +132,22 @@ def _cuda_libraries(item: ObjectReport, places: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _driver_stub(items: Iterable[ObjectReport], folder: Path) -> list[Path]:
-    """Return a libcuda.so.1 with the functions that ``items`` ask for, where this machine has none."""
-    probe = [sys.executable, "-c", "import ctypes; ctypes.CDLL('libcuda.so.1')"]
-    if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
-        return []
-    names = sorted(
-        {
-            symbol.name
-            for item in items
-            for symbol in item.shared_object.undefined
-            if re.fullmatch(r"cu[A-Z]\w*", symbol.name)
-        }
-    )
-    source = folder / "driver.c"
-    source.write_text("".join(f"int {name}(void) {{ return 100; }}\n" for name in names) or "int none;\n")
-    library = folder / "libcuda.so.1"
-    flags = ["-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1"]
-    subprocess.run(["gcc", *flags, "-o", str(library), str(source)], check=True)
-    return [library]
+def _driver_stubs(items: Iterable[ObjectReport], folder: Path) -> list[Path]:
+    """Return libraries with the driver's functions that ``items`` ask for, where there is no driver."""
+    asked = {symbol.name for item in items for symbol in item.shared_object.undefined}
+    stubs = []
+    for name, is_one in _DRIVER.items():
+        probe = [sys.executable, "-c", f"import ctypes; ctypes.CDLL('{name}')"]
+        if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+            continue
+        source = folder / f"{name}.c"
+        found = filter(is_one, sorted(asked))
+        lines = [f"int {function}(void) {{ return 100; }}\n" for function in found]
+        source.write_text("".join(lines) or "int none;\n")
+        flags = ["-shared", "-fPIC", "-w", f"-Wl,-soname,{name}"]
+        subprocess.run(["gcc", *flags, "-o", str(folder / name), str(source)], check=True)
+        stubs.append(folder / name)
+    return stubs
 
 
 def write(results: list[dict[str, Any]], command: str, path: Path) -> None:
