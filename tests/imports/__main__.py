@@ -27,7 +27,9 @@ def main() -> None:
         for item in result["objects"]:
             mark = {True: " ", False: "!", None: "?"}[item["agrees"]]
             print(f"{mark} {item['name']}: {item['verdict']}; {item['error'] or 'loads'}", flush=True)
-        write(results, f"python -m tests.imports {' '.join(arguments.requirements)}", arguments.output)
+        command = ["python -m tests.imports", *arguments.requirements]
+        command += ["--libraries SITE_PACKAGES"] * len(arguments.libraries)
+        write(results, " ".join(command), arguments.output)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def compare(requirement: str, torch: str, folder: Path, libraries: Sequence[Path
     return {
         "wheel": wheel.filename,
         "torch": torch,
-        "conclusion": report.conclusion,
+        "conclusion": report.certificate.conclusion,
         "fits": is_fit,
         "loads": has_loaded,
         "agrees": is_fit == has_loaded if is_known else None,

@@ -58,31 +58,32 @@ class AuditReport:
         """Return what each shared object with device code has for a GPU of ``capability``; "" is nothing."""
         return {name: find_code(targets, capability) for name, targets in self.code.items() if targets}
 
-    def without_code(self, capabilities: Iterable[str]) -> dict[str, list[str]]:
-        """Return each of ``capabilities`` that finds no code in some shared object, with those objects.
+    def without_code(self, capabilities: Iterable[str]) -> tuple[list[str], list[str]]:
+        """Return those of ``capabilities`` that find no code, and those that find none in some objects.
 
         Objects that use nothing of torch count only where none does: they are libraries of others.
         """
         objects = self.certificate.objects
         users = {item.name for item in objects if item.torch_symbols and self.code.get(item.name)}
-        found = {}
+        everywhere, somewhere = [], []
         for capability in capabilities:
-            codes = self.code_for(capability)
-            lacking = [name for name, code in codes.items() if not code and (not users or name in users)]
-            if lacking:
-                found[capability] = lacking
-        return found
+            codes = [code for name, code in self.code_for(capability).items() if not users or name in users]
+            if codes and not any(codes):
+                everywhere.append(capability)
+            elif not all(codes):
+                somewhere.append(capability)
+        return everywhere, somewhere
 
     @property
     def conclusion(self) -> str:
-        """What fits and what does not: a sentence on torch, and one on GPUs if there is device code."""
-        lacking = self.without_code(CAPABILITIES)
+        """What fits and what does not: a sentence on torch, and on GPUs if there is device code."""
+        everywhere, somewhere = self.without_code(CAPABILITIES)
         sentences = [self.certificate.conclusion]
-        if lacking:
-            names = ", ".join(f"sm_{item} ({CAPABILITIES[item]})" for item in lacking)
-            files = sorted({name for objects in lacking.values() for name in objects})
-            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-            sentences.append(f"No code for {names} in {files[0]}{more}.")
+        if everywhere:
+            names = ", ".join(f"sm_{item} ({CAPABILITIES[item]})" for item in everywhere)
+            sentences.append(f"No code for {names}.")
+        if somewhere:
+            sentences.append(f"Parts of it have none for {', '.join(f'sm_{item}' for item in somewhere)}.")
         return " ".join(sentences)
 
     def to_json(self) -> dict[str, Any]:

@@ -9,6 +9,9 @@ import zipfile
 import pytest
 from click.testing import CliRunner
 from sgl_kernel_rebuild import doctor
+from sgl_kernel_rebuild.abi import certify
+from sgl_kernel_rebuild.abi._elffile import SharedObject, Symbol
+from sgl_kernel_rebuild.audit import AuditReport
 from sgl_kernel_rebuild.cli import main
 from sgl_kernel_rebuild.doctor import Gpu
 from sgl_kernel_rebuild.wheel.archive import record_digest
@@ -169,7 +172,15 @@ def test_code_for_a_gpu(make_wheel, monkeypatch):
         "sm_80": "sm_80", "sm_86": "sm_86", "sm_87": "sm_86", "sm_89": "sm_86", "sm_90": "sm_90a",
         "sm_100": "", "sm_103": "", "sm_120": "sm_120", "sm_121": "sm_120",
     }  # fmt: skip
-    assert "No code for sm_100 (B200), sm_103 (B300) in sgl_kernel/libsgl_kernel.so." in run(wheel).output
+    assert "No code for sm_100 (B200), sm_103 (B300)." in run(wheel).output
+    # Where another object has some of it, the sentence says so.
+    found = (
+        SharedObject("a.so", undefined=(Symbol("aoti_torch_x"),)),
+        SharedObject("b.so", undefined=(Symbol("aoti_torch_x"),)),
+    )
+    report = AuditReport(certify("x", found), {"a.so": ("sm_80", "sm_90"), "b.so": ("sm_90", "sm_120")})
+    assert report.without_code(["80", "90", "100", "120"]) == (["100"], ["80", "120"])
+    assert "Parts of it have none for sm_80, sm_86, sm_87, sm_89, sm_120, sm_121." in report.conclusion
     # Without --gpu the GPUs of this machine are asked about.
     monkeypatch.setattr(doctor, "ask_driver", lambda: (None, "", (Gpu("Tesla T4", "75", 1 << 34),)))
     assert findings(wheel)[1] == 11
