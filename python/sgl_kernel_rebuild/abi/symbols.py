@@ -43,23 +43,35 @@ class Provider:
 
 
 def torch_symbols(
-    shared_object: SharedObject, atlas: Atlas, siblings: Collection[str] = (), *, has_needed: bool = True
+    shared_object: SharedObject,
+    atlas: Atlas,
+    siblings: Collection[str] = (),
+    *,
+    neighbours: Collection[str] = (),
+    has_needed: bool = True,
 ) -> tuple[str, ...]:
     """Return the mangled names that ``shared_object`` cannot load without and that torch must export.
 
-    ``siblings`` holds the names that other shared objects of the same wheel define. Weak references count
+    ``siblings`` holds the names that other shared objects of the same wheel define, ``neighbours`` what these
+    objects are called. Weak references count
     for nothing: the loader leaves them null. ``has_needed`` is false for a bare list of symbols, which says
     nothing about the libraries that it needs.
     """
-    found = classify(shared_object, atlas, siblings, has_needed=has_needed)
+    found = classify(shared_object, atlas, siblings, neighbours=neighbours, has_needed=has_needed)
     return tuple(provider.symbol.name for provider in found if provider.kind == "torch")
 
 
 def classify(
-    shared_object: SharedObject, atlas: Atlas, siblings: Collection[str] = (), *, has_needed: bool = True
+    shared_object: SharedObject,
+    atlas: Atlas,
+    siblings: Collection[str] = (),
+    *,
+    neighbours: Collection[str] = (),
+    has_needed: bool = True,
 ) -> tuple[Provider, ...]:
     """Return every strong undefined symbol with the kind of its provider, sorted by name."""
-    is_closed = has_needed and not _strangers(shared_object.needed)
+    # Of a neighbour it is known what it defines: a symbol that none of them has can still be torch's.
+    is_closed = has_needed and not set(_strangers(shared_object.needed)) - set(neighbours)
     return tuple(
         Provider(symbol, _kind(symbol, atlas, siblings, is_closed))
         for symbol in sorted(shared_object.undefined)
