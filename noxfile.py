@@ -133,7 +133,8 @@ def wheel_tests(session: nox.Session, torch: str) -> None:
     groups = nox.project.dependency_groups(PROJECT, "wheel", "remote")
     session.install("-q", f"torch=={torch}", FACTORY, *groups)
     install_wheel(session, "--upgrade", f"torch=={torch}")
-    session.run("python", "-m", "pytest", "tests/wheel", "tests/imports", *session.posargs)
+    folders = ["tests/wheel", "tests/imports", "tests/consumer/test_model.py"]
+    session.run("python", "-m", "pytest", *folders, *session.posargs)
 
 
 @nox.session
@@ -160,6 +161,15 @@ def bench(session: nox.Session) -> None:
     require_gpu(session)
     install_wheel(session, *nox.project.dependency_groups(PROJECT, "bench"))
     session.run("python", "-m", "benchmarks.run", *(session.posargs or ["build/bench"]))
+
+
+@nox.session
+def consumer(session: nox.Session) -> None:
+    """Unmodified SGLang on the wheel, tested and timed on a GPU; results go to the folder named after --."""
+    require_gpu(session)
+    session.install("-q", *nox.project.dependency_groups(PROJECT, "consumer"))
+    session.env["SGLK_WHEELHOUSE"] = WHEELHOUSE
+    session.run("tests/consumer/run.sh", *(session.posargs or ["build/consumer"]), external=True)
 
 
 @nox.session
