@@ -52,6 +52,12 @@ def install_wheel(session: nox.Session, *packages: str) -> None:
         session.install("-q", "--force-reinstall", "--no-deps", "--find-links", WHEELHOUSE, SGL_KERNEL)
 
 
+def install_browser(session: nox.Session) -> None:
+    """Make sure of a Chromium for the tests of pages: the system's, or the one that Playwright fetches."""
+    if shutil.which("chromium") is None:
+        session.run("playwright", "install", "chromium")
+
+
 def build_wheel(session: nox.Session, *arguments: str) -> list[str]:
     """Build and prove the wheel and the factory's own; nothing is published."""
     install(session, "build")
@@ -99,7 +105,17 @@ def tests(session: nox.Session) -> None:
 def unit(session: nox.Session) -> None:
     """The factory: seconds, no build."""
     install(session, "unit")
+    install_browser(session)
     session.run("python", "-m", "pytest", "tests/unit", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Damage files for the readers: -- CASES of each of four kinds; counts go to tests/fuzz_result.json."""
+    install(session, "unit")
+    session.env["SGLK_FUZZ_CASES"] = session.posargs[0] if session.posargs else "26000"
+    session.env["SGLK_FUZZ_RESULT"] = str(Path("tests/fuzz_result.json").resolve())
+    session.run("python", "-m", "pytest", "tests/unit/gate/test_fuzz.py", "--hypothesis-seed=1")
 
 
 @nox.session
@@ -114,9 +130,21 @@ def native(session: nox.Session) -> None:
 def wheel_tests(session: nox.Session, torch: str) -> None:
     """The published wheel, installed from the wheelhouse under a real torch, on the CPU."""
     session.env["SGLK_WHEELHOUSE"] = str(Path(WHEELHOUSE).resolve())
-    session.install("-q", f"torch=={torch}", FACTORY, *nox.project.dependency_groups(PROJECT, "wheel"))
+    groups = nox.project.dependency_groups(PROJECT, "wheel", "remote")
+    session.install("-q", f"torch=={torch}", FACTORY, *groups)
     install_wheel(session, "--upgrade", f"torch=={torch}")
-    session.run("python", "-m", "pytest", "tests/wheel", "tests/consumer/test_model.py", *session.posargs)
+    folders = ["tests/wheel", "tests/imports", "tests/consumer/test_model.py"]
+    session.run("python", "-m", "pytest", *folders, *session.posargs)
+
+
+@nox.session
+@nox.parametrize("torch", TORCH)
+def imports(session: nox.Session, torch: str) -> None:
+    """Load published wheels under a CUDA build of torch and hold the result against the audit."""
+    remote = nox.project.dependency_groups(PROJECT, "remote")
+    session.install("-q", f"torch=={torch}", FACTORY, *remote, env={"PIP_FIND_LINKS": ""})
+    output = f"tests/imports/torch-{torch}.json"
+    session.run("python", "-m", "tests.imports", *session.posargs, "--output", output)
 
 
 @nox.session

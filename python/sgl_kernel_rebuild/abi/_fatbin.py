@@ -210,7 +210,7 @@ def _unpack_zstd(data: bytes, size: int) -> bytes:
         from compression import zstd  # type: ignore[import-not-found,unused-ignore]  # Python 3.14 and newer
     except ImportError:
         try:
-            from backports import zstd  # type: ignore[import-not-found,unused-ignore,no-redef]
+            from backports import zstd  # type: ignore[import-not-found,attr-defined,unused-ignore,no-redef]
         except ImportError as err:
             raise ValueError("zstd: not in this Python; pip install backports.zstd") from err
     unpacker = zstd.ZstdDecompressor()

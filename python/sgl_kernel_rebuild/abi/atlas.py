@@ -1,8 +1,8 @@
 """The atlas: which release of torch exports which symbol.
 
 ``data/torch_exports.txt.xz`` holds the dynamic symbols that libc10, libc10_cuda, libtorch_cpu,
-libtorch_cuda and libtorch_python of twelve releases define (Linux x86-64; the CUDA wheels of the package
-index, 2.5.1 to 2.15.0). Two comment lines name the releases and the libraries; then one line per symbol, in
+libtorch_cuda and libtorch_python of all releases define (Linux x86-64; the CUDA wheels of the package
+index, 2.5.0 to 2.15.0). Two comment lines name the releases and the libraries; then one line per symbol, in
 byte order: the symbol, a hexadecimal mask (bit i: exported by the i-th release), the index of the library
 where it was first seen.
 """
@@ -14,6 +14,7 @@ import functools
 import lzma
 import os
 import re
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -91,6 +92,51 @@ class Atlas:
         """Return the releases here that are ``oldest`` or newer."""
         return tuple(release for release in self.releases if Version(release) >= Version(oldest))
 
+    def counts(self) -> dict[str, int]:
+        """Return how many symbols each release exports."""
+        totals = [0] * len(self.releases)
+        for _, mask, _ in self._rows():
+            for bit in range(len(totals)):
+                totals[bit] += mask >> bit & 1
+        return dict(zip(self.releases, totals, strict=True))
+
+    def symbols(self, release: str) -> dict[str, str]:
+        """Return what ``release`` exports: symbol -> library."""
+        bit = self.releases.index(release)
+        return {name: self.libraries[library] for name, mask, library in self._rows() if mask >> bit & 1}
+
+    def difference(self, old: str, new: str) -> tuple[list[str], list[str]]:
+        """Return the symbols of ``old`` that ``new`` lacks, and those of ``new`` that ``old`` lacks."""
+        gone, added = [], []
+        before, after = (self.releases.index(release) for release in (old, new))
+        for name, mask, _ in self._rows():
+            if mask >> before & 1 and not mask >> after & 1:
+                gone.append(name)
+            elif mask >> after & 1 and not mask >> before & 1:
+                added.append(name)
+        return gone, added
+
+    def find(self, name: str) -> tuple[str, ...]:
+        """Return the symbols that ``name`` stands for: itself, or all overloads of a qualified C++ name.
+
+        ``c10::cuda::SetDevice`` finds both ``_ZN3c104cuda9SetDeviceEa`` and
+        ``_ZN3c104cuda9SetDeviceEab``; with its parameters, one alone.
+        """
+        if name in self:
+            return (name,)
+        wanted = qualified_name(name)
+        part = _encode(wanted.rpartition("::")[2].partition("<")[0]).encode()
+        if "operator" in wanted:
+            part = b""
+        found = []
+        for line in self._lines:
+            if part in line and line.startswith(b"_Z"):
+                symbol = line.partition(b" ")[0].decode()
+                declaration = demangle(symbol)
+                if declaration == name or (wanted == name and qualified_name(declaration) == wanted):
+                    found.append(symbol)
+        return tuple(found)
+
     def resolve(self, release: str) -> str:
         """Return the release here that ``release`` names; a local version such as ``+cu126`` is left off.
 
@@ -133,6 +179,11 @@ class Atlas:
         unique = {demangle(candidate): candidate for candidate in sorted(set(found), reverse=True)}
         unique.pop(demangle(symbol), None)
         return tuple(sorted(unique.values()))
+
+    def _rows(self) -> Iterator[tuple[str, int, int]]:
+        for line in self._lines:
+            name, mask, library = line.split(b" ")
+            yield name.decode(), int(mask, 16), int(library)
 
     def _row(self, symbol: str) -> tuple[int, int] | None:
         key = symbol.encode() + b" "

@@ -15,7 +15,7 @@ from sgl_kernel_rebuild.errors import BinaryError
 from ._demangle import demangle
 from ._elffile import SharedObject, Symbol
 from .atlas import Atlas
-from .symbols import torch_symbols
+from .symbols import is_torch_library, torch_symbols
 
 __all__ = [
     "OLDEST",
@@ -162,9 +162,12 @@ def certify(
     chosen = tuple(releases) if releases is not None else atlas.releases
     every = tuple(objects)
     reports = []
+    # What torch's own libraries define, where they are among the objects, is still torch's.
+    others = [item for item in every if not is_torch_library(item.soname or item.name)]
+    siblings = {symbol.name for item in others for symbol in item.defined}
+    neighbours = {name for item in others for name in (item.soname, item.name.rpartition("/")[2]) if name}
     for shared_object in every:
-        siblings = {symbol.name for other in every if other is not shared_object for symbol in other.defined}
-        wanted = torch_symbols(shared_object, atlas, siblings, has_needed=has_needed)
+        wanted = torch_symbols(shared_object, atlas, siblings, neighbours=neighbours, has_needed=has_needed)
         missing = {release: tuple(_missing(wanted, release, atlas)) for release in chosen}
         needs_cuda = any(atlas.needs_cuda(symbol) for symbol in wanted) or any(
             name in ("libc10_cuda.so", "libtorch_cuda.so") for name in shared_object.needed

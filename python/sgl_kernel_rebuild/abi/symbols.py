@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ._elffile import SharedObject, Symbol
 from .atlas import Atlas
 
-__all__ = ["Provider", "classify", "torch_symbols"]
+__all__ = ["Provider", "classify", "is_python", "is_torch_library", "torch_symbols"]
 
 # An entity of torch: the outermost namespace of the name itself, whatever its parameters
 # (Itanium C++ ABI, 5.1: _Z, then T? for tables and GV for guards, then N and qualifiers if nested).
@@ -43,28 +43,50 @@ class Provider:
 
 
 def torch_symbols(
-    shared_object: SharedObject, atlas: Atlas, siblings: Collection[str] = (), *, has_needed: bool = True
+    shared_object: SharedObject,
+    atlas: Atlas,
+    siblings: Collection[str] = (),
+    *,
+    neighbours: Collection[str] = (),
+    has_needed: bool = True,
 ) -> tuple[str, ...]:
     """Return the mangled names that ``shared_object`` cannot load without and that torch must export.
 
-    ``siblings`` holds the names that other shared objects of the same wheel define. Weak references count
+    ``siblings`` holds the names that other shared objects of the same wheel define, ``neighbours`` what these
+    objects are called. Weak references count
     for nothing: the loader leaves them null. ``has_needed`` is false for a bare list of symbols, which says
     nothing about the libraries that it needs.
     """
-    found = classify(shared_object, atlas, siblings, has_needed=has_needed)
+    found = classify(shared_object, atlas, siblings, neighbours=neighbours, has_needed=has_needed)
     return tuple(provider.symbol.name for provider in found if provider.kind == "torch")
 
 
 def classify(
-    shared_object: SharedObject, atlas: Atlas, siblings: Collection[str] = (), *, has_needed: bool = True
+    shared_object: SharedObject,
+    atlas: Atlas,
+    siblings: Collection[str] = (),
+    *,
+    neighbours: Collection[str] = (),
+    has_needed: bool = True,
 ) -> tuple[Provider, ...]:
     """Return every strong undefined symbol with the kind of its provider, sorted by name."""
-    is_closed = has_needed and not _strangers(shared_object.needed)
+    # Of a neighbour it is known what it defines: a symbol that none of them has can still be torch's.
+    is_closed = has_needed and not set(_strangers(shared_object.needed)) - set(neighbours)
     return tuple(
         Provider(symbol, _kind(symbol, atlas, siblings, is_closed))
         for symbol in sorted(shared_object.undefined)
         if not symbol.is_weak
     )
+
+
+def is_python(symbol: Symbol) -> bool:
+    """Tell whether ``symbol`` is of Python's C API."""
+    return not symbol.version and _PYTHON.match(symbol.name) is not None
+
+
+def is_torch_library(name: str) -> bool:
+    """Tell whether a file or a soname is a library of torch itself."""
+    return _TORCH_SONAME.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def _kind(symbol: Symbol, atlas: Atlas, siblings: Collection[str], is_closed: bool) -> str:

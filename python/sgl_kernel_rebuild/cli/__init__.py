@@ -13,7 +13,9 @@ import sys
 import click
 
 from sgl_kernel_rebuild import __version__
+from sgl_kernel_rebuild.cli.atlas import atlas
 from sgl_kernel_rebuild.cli.audit import audit
+from sgl_kernel_rebuild.cli.doctor import doctor
 from sgl_kernel_rebuild.cli.gate import gate
 from sgl_kernel_rebuild.cli.index import index
 from sgl_kernel_rebuild.cli.publish import publish
@@ -39,7 +41,9 @@ def main() -> None:
     """Build, prove and publish the sgl_kernel wheel that fits every torch from 2.7.0 on."""
 
 
+main.add_command(atlas)
 main.add_command(audit)
+main.add_command(doctor)
 main.add_command(gate)
 main.add_command(index)
 main.add_command(publish)

@@ -11,7 +11,7 @@ from sgl_kernel_rebuild.cli.index_serve import serve
 __all__ = ["index"]
 
 
-@click.group()
+@click.group(epilog="Example: sgl-kernel-rebuild index check wheelhouse")
 def index() -> None:
     """Check, list or serve an index of wheels."""
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    from packaging.version import Version
 
 __all__ = ["publish"]
 
@@ -55,12 +51,7 @@ def publish(wheels: tuple[Path, ...], directory: Path, timeout: float, is_json: 
     for result in results:
         state = "published" if result.is_new else "unchanged"
         click.echo(f"{state}  {result.wheel.filename}  sha256={result.wheel.sha256}")
-    requirements = sorted({_requirement(result.wheel.project, result.wheel.version) for result in results})
+    requirements = sorted({result.wheel.requirement for result in results})
     click.echo(
         f"\nInstall with: pip install --find-links {shlex.quote(str(directory))} {' '.join(requirements)}"
     )
-
-
-def _requirement(project: str, version: Version) -> str:
-    """A local version is named, or pip would take a later public one from the package index (PEP 440)."""
-    return f"{project}=={version.public}" if version.local else project

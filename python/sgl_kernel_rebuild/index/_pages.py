@@ -26,6 +26,7 @@ __all__ = [
     "IndexedWheel",
     "PageError",
     "Pages",
+    "read_links",
     "read_project_html",
     "read_project_json",
     "read_root_html",
@@ -76,9 +77,24 @@ class IndexedWheel:
         return parse_wheel_filename(self.filename)[3]
 
     @property
+    def requirement(self) -> str:
+        """What to ask pip for: a local version by its public one, or a later release would win (PEP 440)."""
+        return f"{self.project}=={self.version.public}" if self.version.local else self.project
+
+    @property
     def identity(self) -> tuple[NormalizedName, Version, BuildTag, frozenset[Tag]]:
         """What an installer tells wheels apart by: two file names with one identity are the same wheel."""
         return parse_wheel_filename(self.filename)
+
+
+def read_links(page: bytes) -> dict[str, str]:
+    """File name -> sha256 of the links to wheels on a page of any form; raises PageError."""
+    found = {}
+    for attributes, text in _anchors(page):
+        _, fragment = urldefrag(attributes.get("href", ""))
+        if fragment.startswith("sha256="):
+            found[_wheel_name(text)] = _sha256(fragment.removeprefix("sha256="))
+    return found
 
 
 def wheel_url(filename: str) -> str:

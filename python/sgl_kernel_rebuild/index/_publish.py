@@ -1,9 +1,10 @@
 """Adds wheels to an index: immutable, one writer at a time, whole at every moment.
 
 Everything is written and flushed to disk under ``.publish/`` first; then the journal; then each file
-is moved into place: wheels, their metadata, project pages, root pages. A page therefore never names
-a file that is not there. A publisher that dies leaves the old pages, or new ones that are whole; the
-next one reads the journal and finishes the job, because pages are a function of the wheels.
+is moved into place: wheels, their metadata, project pages, root pages, the page for people. A page
+therefore never names a file that is not there. A publisher that dies leaves the old pages, or new ones
+that are whole; the next one reads the journal and finishes the job, because pages are a function of the
+wheels.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
 from sgl_kernel_rebuild.errors import PublishError
-from sgl_kernel_rebuild.index._pages import IndexedWheel, render_project, render_root
+from sgl_kernel_rebuild.index._pages import HTML_PAGE, IndexedWheel, render_project, render_root
 from sgl_kernel_rebuild.index._store import (
     JOURNAL,
     LOCK,
@@ -33,6 +35,7 @@ from sgl_kernel_rebuild.index._store import (
     wheels_on_disk,
 )
 from sgl_kernel_rebuild.index._wheel import CHUNK, Wheel, read_wheel, sha256_of
+from sgl_kernel_rebuild.page import PageWheel, render_index
 
 __all__ = ["Published", "publish"]
 
@@ -194,7 +197,32 @@ def _plan(index: Path, incoming: list[Wheel], entries: Iterable[IndexedWheel]) -
             steps.append(_Step(simple / project / name, page))
     for name, page in render_root(projects).items():
         steps.append(_Step(simple / name, page))
+    paths = {wheel.entry.filename: wheel.path for wheel in incoming}
+    steps.append(_Step(index / HTML_PAGE, _human_page(index, projects, paths)))
     return steps
+
+
+def _human_page(index: Path, projects: dict[str, list[IndexedWheel]], incoming: dict[str, Path]) -> bytes:
+    """The page for people, newest version first; the proofs in it are read from the wheels."""
+    return render_index(
+        [
+            PageWheel(
+                path=incoming.get(entry.filename, index / entry.filename),
+                project=entry.project,
+                version=str(entry.version),
+                filename=entry.filename,
+                url=quote(entry.filename),
+                sha256=entry.sha256,
+                size=entry.size,
+                requires_python=entry.requires_python,
+                install=entry.requirement,
+            )
+            for project in sorted(projects)
+            for entry in sorted(
+                projects[project], key=lambda wheel: (wheel.version, wheel.filename), reverse=True
+            )
+        ]
+    )
 
 
 def _put_in_place(index: Path, steps: list[_Step], journal: set[str]) -> None:

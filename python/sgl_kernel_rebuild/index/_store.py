@@ -4,6 +4,7 @@
 
     W/<wheel>.whl                  the wheels
     W/<wheel>.whl.metadata         their METADATA (PEP 658)
+    W/index.html                   a page for people: wheels, certificates, coverage
     W/simple/index.{html,json}     the projects
     W/simple/<project>/index.{html,json}
     W/.lock                        held by the one writer

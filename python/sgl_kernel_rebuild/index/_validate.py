@@ -6,6 +6,7 @@ the journal names may be on some pages and not yet on others; that is no violati
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from sgl_kernel_rebuild.index._pages import (
     JSON_PAGE,
     IndexedWheel,
     PageError,
+    read_links,
     read_project_html,
     read_project_json,
     read_root_html,
@@ -75,8 +77,13 @@ def validate(index: Path) -> list[Violation]:
 
 def _state(index: Path) -> set[tuple[str, int]]:
     """Names and inodes: every publication moves at least one new file into place."""
-    paths = [*index.glob("*.whl*"), *(index / SIMPLE).glob("*"), *(index / SIMPLE).glob("*/*")]
-    return {(str(path), path.lstat().st_ino) for path in paths}
+    paths = [
+        index / HTML_PAGE,
+        *index.glob("*.whl*"),
+        *(index / SIMPLE).glob("*"),
+        *(index / SIMPLE).glob("*/*"),
+    ]
+    return {(str(path), path.lstat().st_ino) for path in paths if os.path.lexists(path)}
 
 
 class _Validation:
@@ -95,6 +102,7 @@ class _Validation:
         elif self.on_disk - self.pending:
             self._report(self.simple, "page", "expected the pages of the index, found no such folder")
         self._check_wheels()
+        self._check_human_page()
         self._check_orphans()
         return self.found
 
@@ -187,6 +195,29 @@ class _Validation:
             self._report(metadata, "metadata", "expected the METADATA of the wheel, found no such file")
         elif metadata.read_bytes() != wheel.metadata:
             self._report(metadata, "metadata", "expected the METADATA of the wheel, got other bytes")
+
+    def _check_human_page(self) -> None:
+        """The page for people names every listed wheel with its hash, and no other."""
+        path = self.index / HTML_PAGE
+        if not self.listed and not path.exists():
+            return
+        wanted = {wheel.filename: wheel.sha256 for wheel in self.listed if wheel.filename not in self.pending}
+        try:
+            links = read_links(path.read_bytes())
+        except PageError as err:
+            self._report(path, "page", str(err))
+            return
+        except FileNotFoundError:
+            if not self.pending:
+                self._report(path, "page", "expected the page for people, found none")
+            return
+        for name in sorted(wanted.keys() | (links.keys() - self.pending)):
+            if wanted.get(name) != links.get(name):
+                self._report(
+                    path,
+                    "page",
+                    f"{name}: expected sha256 {wanted.get(name)}, the page has {links.get(name)}",
+                )
 
     def _check_orphans(self) -> None:
         known = {wheel.filename for wheel in self.listed} | self.pending

@@ -14,14 +14,13 @@ import hashlib
 import io
 import os
 import re
-import shutil
 import stat
 import struct
 import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
@@ -37,7 +36,7 @@ from sgl_kernel_rebuild.errors import BinaryError
 
 from .violation import Violation
 
-__all__ = ["Wheel", "open_wheel", "record_digest"]
+__all__ = ["DAMAGE", "Wheel", "adopt", "open_wheel", "record_digest"]
 
 # The largest wheels of this kind hold 3 GiB; deflate expands at most 1032 times, real code 2 to 10 times.
 _MAX_TOTAL = 16 << 30
@@ -46,8 +45,9 @@ _SMALL = 64 << 20
 _MAX_READ = 1 << 30
 _MAX_MEMBERS = 200_000
 _CHUNK = 1 << 20
+_TRIES = 3
 # What zipfile and the decompressor raise on damaged archives (RuntimeError: an encrypted member).
-_DAMAGE = (
+DAMAGE: tuple[type[Exception], ...] = (
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
     zlib.error,
@@ -69,36 +69,68 @@ def record_digest(data: bytes) -> str:
 
 
 @contextlib.contextmanager
-def open_wheel(path: str | os.PathLike[str]) -> Iterator[Wheel]:
+def open_wheel(
+    path: str | os.PathLike[str], *, on_read: Callable[[int], None] | None = None
+) -> Iterator[Wheel]:
     """Open a wheel after checking its file name, member names and sizes.
+
+    ``on_read`` is told the bytes unpacked of each member, piece by piece.
 
     Raises:
         BinaryError: the file cannot be read, is no wheel, holds names that lead out of it or twice the same,
             or would expand beyond all measure.
     """
     source = Path(path)
-    try:
-        name, version, _, tags = parse_wheel_filename(source.name)
-    except InvalidWheelFilename as err:
-        raise _refuse(source, f"expected name-version-python-abi-platform.whl, got {err}") from err
+    _parse_name(source)
     with _reading(source):
         archive = zipfile.ZipFile(source)
+        size = source.stat().st_size
     with archive:
-        _check_members(source, archive)
-        yield Wheel(source, archive, name, version, tags)
+        yield adopt(archive, source, size, on_read=on_read)
+
+
+def adopt(
+    archive: zipfile.ZipFile,
+    path: Path,
+    size: int,
+    *,
+    remote_errors: tuple[type[Exception], ...] = (),
+    on_read: Callable[[int], None] | None = None,
+) -> Wheel:
+    """Return the wheel in an open archive of ``size`` bytes, after the checks of `open_wheel`.
+
+    ``path`` names it. ``remote_errors`` is given where it does not lie on this machine: what the archive may
+    raise while it fetches, in which case a member is fetched again.
+
+    Raises:
+        BinaryError: as `open_wheel` does.
+    """
+    name, version, tags = _parse_name(path)
+    _check_members(path, archive, size)
+    return Wheel(path, archive, name, version, tags, remote_errors=remote_errors, on_read=on_read)
 
 
 class Wheel:
     """An open wheel. Every method that reads raises BinaryError, naming file and member, on bad data."""
 
     def __init__(
-        self, path: Path, archive: zipfile.ZipFile, name: str, version: Version, tags: frozenset[Tag]
+        self,
+        path: Path,
+        archive: zipfile.ZipFile,
+        name: str,
+        version: Version,
+        tags: frozenset[Tag],
+        *,
+        remote_errors: tuple[type[Exception], ...] = (),
+        on_read: Callable[[int], None] | None = None,
     ) -> None:
         self.path = path
         self.archive = archive
         self.name = name
         self.version = version
         self.tags = tags
+        self._remote_errors = remote_errors
+        self._on_read = on_read
 
     @functools.cached_property
     def members(self) -> dict[str, zipfile.ZipInfo]:
@@ -119,7 +151,7 @@ class Wheel:
         info = self._info(name)
         if info.file_size > _MAX_READ:
             raise _refuse(self.path, f"{name}: expected at most {_MAX_READ} bytes, got {info.file_size}")
-        with _reading(self.path, name):
+        with _reading(self.path, name, self._remote_errors):
             return self.archive.read(info)
 
     def read_text(self, name: str) -> str:
@@ -133,10 +165,24 @@ class Wheel:
     def open_seekable(self, name: str) -> Iterator[BinaryIO]:
         """Give a seekable stream of a member of any size; a large one passes through a temporary file."""
         with tempfile.SpooledTemporaryFile(max_size=_SMALL) as stream:
-            with _reading(self.path, name), self.archive.open(self._info(name)) as member:
-                shutil.copyfileobj(member, stream, _CHUNK)
+            for left in reversed(range(_TRIES if self._remote_errors else 1)):
+                try:
+                    self._copy(name, cast(BinaryIO, stream))
+                    break
+                except BinaryError:
+                    if left == 0:
+                        raise
+                    stream.seek(0)
+                    stream.truncate()
             stream.seek(0)
             yield cast(BinaryIO, stream)
+
+    def _copy(self, name: str, stream: BinaryIO) -> None:
+        with _reading(self.path, name, self._remote_errors), self.archive.open(self._info(name)) as member:
+            while chunk := member.read(_CHUNK):
+                stream.write(chunk)
+                if self._on_read is not None:
+                    self._on_read(len(chunk))
 
     @functools.cached_property
     def metadata(self) -> Metadata:
@@ -155,10 +201,17 @@ class Wheel:
 
     @functools.cached_property
     def binaries(self) -> tuple[str, ...]:
-        """The names of the members that are shared objects, by content or by name."""
+        """The names of the members that are shared objects, by content or by name.
+
+        Of a remote wheel, whose members cost a request each, by name alone.
+        """
         found = []
         for name, info in self.members.items():
             if info.file_size == 0:
+                continue
+            if self._remote_errors:
+                if _SHARED_OBJECT.search(name):
+                    found.append(name)
                 continue
             with _reading(self.path, name), self.archive.open(info) as member:
                 head = member.read(20)
@@ -223,7 +276,15 @@ class Wheel:
             raise _refuse(self.path, f"expected {name}, got no such member") from err
 
 
-def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
+def _parse_name(path: Path) -> tuple[str, Version, frozenset[Tag]]:
+    try:
+        name, version, _, tags = parse_wheel_filename(path.name)
+    except InvalidWheelFilename as err:
+        raise _refuse(path, f"expected name-version-python-abi-platform.whl, got {err}") from err
+    return name, version, tags
+
+
+def _check_members(path: Path, archive: zipfile.ZipFile, size: int) -> None:
     infos = archive.infolist()
     if len(infos) > _MAX_MEMBERS:
         raise _refuse(path, f"expected at most {_MAX_MEMBERS} members, got {len(infos)}")
@@ -246,16 +307,21 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
         if times > 1:
             raise _refuse(path, f"member {name!r}: expected once, got {times} times")
     total = sum(info.file_size for info in infos)
-    if total > _MAX_TOTAL or (total > _SMALL and total > _MAX_EXPANSION * path.stat().st_size):
-        raise _refuse(path, f"expands to {total} bytes: refused as a zip bomb")
+    if total > _MAX_TOTAL or (total > _SMALL and total > _MAX_EXPANSION * size):
+        largest = max(infos, key=lambda info: info.file_size)
+        raise _refuse(
+            path,
+            f"expands to {total} bytes, {largest.file_size} of them member {largest.filename!r}: refused as a"
+            " zip bomb",
+        )
 
 
 @contextlib.contextmanager
-def _reading(path: Path, member: str = "") -> Iterator[None]:
+def _reading(path: Path, member: str = "", also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turn whatever zipfile and zlib raise on bad data into a BinaryError that names file and member."""
     try:
         yield
-    except _DAMAGE as err:
+    except DAMAGE + also as err:
         where = f"{member}: " if member else ""
         raise _refuse(path, f"{where}{err or type(err).__name__}") from err
 

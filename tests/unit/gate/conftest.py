@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import functools
 import hashlib
+import http.server
 import io
 import json
+import re
 import subprocess
+import threading
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sgl_kernel_rebuild.index import publish
+from sgl_kernel_rebuild.remote import _index
 from sgl_kernel_rebuild.toolchain import Image, Kind, build_record, compile_device, pack
 from sgl_kernel_rebuild.toolchain._compile import make_compiler
 from sgl_kernel_rebuild.wheel.api import load_snapshot
+from sgl_kernel_rebuild.wheel.archive import record_digest
 
 CompileSo = Callable[..., Path]
+WriteWheel = Callable[..., None]
 MakeWheel = Callable[..., Path]
 
 VERSION = "0.3.7+cu128.1"
+REMOTE_TAG = "cp310-abi3-manylinux_2_28_x86_64"
 LIBRARY = "sgl_kernel/libsgl_kernel.so"
 
 # What a library of ours looks like to the gate: C functions of torch, a schema, device code in its section.
@@ -280,3 +290,91 @@ def _parameters(entry: dict[str, Any]) -> str:
         default = f"={parameter['default']}" if "default" in parameter else ""
         parts.append(f"{stars.get(parameter['kind'], '')}{parameter['name']}{default}")
     return ", ".join(parts)
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves files with byte ranges (RFC 9110, 14.2), and counts the bytes of wheels that it sent."""
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_HEAD(self):
+        self._serve(has_body=False)
+
+    def do_GET(self):
+        self._serve(has_body=True)
+
+    def _serve(self, *, has_body):
+        path = self.translate_path(self.path)
+        if self.path.endswith("/"):
+            path += "index.html"
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError:
+            self.send_error(404)
+            return
+        wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        status, start, end = 200, 0, len(data)
+        if wanted and self.server.has_ranges:
+            status = 206
+            start = int(wanted[1]) if wanted[1] else max(len(data) - int(wanted[2]), 0)
+            end = min(int(wanted[2]) + 1, len(data)) if wanted[1] and wanted[2] else len(data)
+        self.send_response(status)
+        self.send_header("Content-Type", "text/html" if path.endswith(".html") else "application/zip")
+        self.send_header("Content-Length", str(end - start))
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+        self.end_headers()
+        if has_body:
+            if path.endswith(".whl"):
+                self.server.sent += end - start
+            # A client that has what it wants hangs up.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self.wfile.write(data[start:end])
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Serve a folder of wheels as the index that pip is configured with; return the server."""
+    with contextlib.ExitStack() as stack:
+
+        def start(folder):
+            publish(sorted(folder.glob("*.whl")), folder / "index")
+            handler = functools.partial(_Handler, directory=str(folder / "index"))
+            server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+            server.sent, server.has_ranges = 0, True
+            thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.server_close)
+            stack.callback(server.shutdown)
+            monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple/")
+            monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+            _index._configured_index.cache_clear()
+            stack.callback(_index._configured_index.cache_clear)
+            return server
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def write_wheel() -> WriteWheel:
+    """Write a small wheel: folder, name, version, members, tag."""
+
+    def write(
+        folder: Path, name: str, version: str, members: Mapping[str, bytes], tag: str = REMOTE_TAG
+    ) -> None:
+        info = f"{name}-{version}.dist-info"
+        members = {
+            **members,
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+            f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: {tag}\n".encode(),
+        }
+        lines = [f"{key},{record_digest(data)},{len(data)}" for key, data in members.items()]
+        with zipfile.ZipFile(folder / f"{name}-{version}-{tag}.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+            for key, data in members.items():
+                archive.writestr(key, data)
+            archive.writestr(f"{info}/RECORD", "\n".join([*lines, f"{info}/RECORD,,"]))
+
+    return write

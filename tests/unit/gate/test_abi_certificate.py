@@ -114,7 +114,7 @@ def test_certificate_of_an_extension(extension):
     assert missing[NEW].history == "first exported by 2.8.0"
     assert missing["_ZN3c1013never_existedEi"].history == "exported by no release here"
     assert certificate.fits == ()
-    assert certificate.conclusion.startswith("demo does not fit torch 2.5.1 to 2.15.0; under 2.7.0 it lacks ")
+    assert certificate.conclusion.startswith("demo does not fit torch 2.5.0 to 2.15.0; under 2.7.0 it lacks ")
     assert certificate.objects[0].needs_cuda_torch
 
 
@@ -183,3 +183,15 @@ def test_refuses_what_is_no_list_of_symbols(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(BinaryError, match=message):
         read_symbol_list(path)
+
+
+def test_what_torch_links_and_exports_is_torchs_unless_a_stranger_may_have_it():
+    """fbgemm's symbols are in libtorch_cpu from 2.9.0 on; a library of the same wheel is no stranger."""
+    symbol = "_ZN6fbgemm19Float16ToFloat_avx2EPKtPfm"
+    needed = ("libtorch_cpu.so", "asmjit.so", "libc.so.6")
+    user = SharedObject("pkg/fbgemm.so", needed=needed, undefined=(Symbol(symbol),))
+    neighbour = SharedObject("pkg/asmjit.so", soname="asmjit.so")
+    assert certify("x", [user, neighbour]).fits[0] == "2.9.0"
+    assert certify("x", [user]).fits[0] == "2.5.0"  # asmjit.so may have it
+    definer = SharedObject("pkg/asmjit.so", soname="asmjit.so", defined=(Symbol(symbol),))
+    assert certify("x", [user, definer]).fits[0] == "2.5.0"

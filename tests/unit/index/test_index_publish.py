@@ -30,6 +30,7 @@ def test_publishes_wheels_metadata_and_pages(make_wheel, index, snapshot):
     assert sorted(files) == [
         name,
         f"{name}.metadata",
+        "index.html",
         "simple/demo-pkg/index.html",
         "simple/demo-pkg/index.json",
         "simple/index.html",
