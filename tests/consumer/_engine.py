@@ -23,8 +23,8 @@ def main() -> None:
     parser.add_argument("answers", type=Path)
     ServerArgs.add_cli_args(parser)
     options = parser.parse_args()
-    asyncio.set_event_loop(asyncio.new_event_loop())  # the engine takes the thread's, and uvloop makes none
     engine = Engine(server_args=ServerArgs.from_cli_args(options))
+    asyncio.set_event_loop(asyncio.new_event_loop())  # the engine takes the thread's, and uvloop makes none
     with options.requests.open() as requests, options.answers.open("a") as answers:
         print("ready", file=answers, flush=True)
         pending = ""
