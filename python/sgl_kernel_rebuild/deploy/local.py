@@ -1,0 +1,99 @@
+"""A server as a process of this machine, without a container."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+from sgl_kernel_rebuild.deploy.state import Deployment, server_pid
+from sgl_kernel_rebuild.errors import DeployError
+
+__all__ = ["command", "is_running", "start", "stop", "tail"]
+
+_POLL = 0.1
+
+
+def command(deployment: Deployment, python: str = sys.executable) -> list[str]:
+    """Return what starts the server."""
+    module = "sgl_kernel_rebuild.deploy.serve"
+    files = ["--server", deployment.server_file, "--key", deployment.key_file]
+    lock = ["--lock", deployment.folder / "server.lock"]
+    return [python, "-m", module, *map(str, files), *map(str, lock)]
+
+
+def start(deployment: Deployment, arguments: list[str]) -> None:
+    """Start the server in a session of its own, its output in the deployment's log.
+
+    Raises:
+        DeployError: one runs already.
+    """
+    if is_running(deployment):
+        raise DeployError(
+            f"deployment: {deployment.name}: it runs already\n"
+            f"Stop it with: sgl-kernel-rebuild deploy down {deployment.name}"
+        )
+    descriptor = os.open(deployment.log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as log:
+        process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    # Known from here on by its lock; until then it is this command's to watch.
+    while server_pid(deployment.folder) is None and process.poll() is None:
+        time.sleep(_POLL)
+    # Nobody waits for it from here on, on purpose; subprocess would warn.
+    process.returncode = 0 if process.returncode is None else process.returncode
+
+
+def is_running(deployment: Deployment) -> bool:
+    return server_pid(deployment.folder) is not None
+
+
+def stop(deployment: Deployment, timeout: float = 30.0) -> bool:
+    """End the server and its workers, by force after ``timeout`` seconds; False where none ran."""
+    pid = server_pid(deployment.folder)
+    if pid is None:
+        return False
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        _signal(pid, number)
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if not is_running(deployment):
+                _signal(pid, signal.SIGKILL)  # workers that outlived it
+                return True
+            time.sleep(_POLL)
+    raise DeployError(f"deployment: {deployment.name}: process {pid} does not end")
+
+
+def tail(deployment: Deployment, lines: int) -> str:
+    """Return the end of the log, empty where there is none."""
+    try:
+        text = deployment.log_file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    """Signal a server's process group, which :func:`start` made its own."""
+    if pid <= 1:
+        return
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        pass
+    except PermissionError as err:
+        raise DeployError(f"deployment: process {pid}: expected a server of this user, got {err}") from err
+
+
+def quoted(arguments: list[str]) -> str:
+    """Return a command as a shell takes it."""
+    return shlex.join(arguments)
