@@ -13,11 +13,11 @@ _TRACEBACK = "Traceback (most recent call last):"
 _KNOWN: tuple[tuple[str, str], ...] = (
     (
         r"CUDA out of memory|OutOfMemoryError",
-        "The GPU ran out of memory: lower --mem-fraction-static, --cuda-graph-max-bs or --chunked-prefill-size.",
+        "The GPU ran out of memory: lower mem-fraction-static, cuda-graph-max-bs or chunked-prefill-size.",
     ),
     (
         r"Not enough memory|increase --mem-fraction-static",
-        "The weights leave no room for the KV cache: raise --mem-fraction-static or lower --max-total-tokens.",
+        "The weights leave no room for the KV cache: raise mem-fraction-static or lower max-total-tokens.",
     ),
     (
         r"no kernel image is available|not compiled for|sm_\d+ is not compatible",

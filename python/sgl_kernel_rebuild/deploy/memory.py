@@ -278,7 +278,7 @@ def _lay_out(shape: ModelShape, settings: Settings, memory: int, weights: int | 
     rows: list[tuple[str, int, str]] = [
         ("CUDA context", min(_CONTEXT, memory), "allowance"),
         ("weights", size, "by shape" if weights is None else "size of the files"),
-        ("KV cache", tokens * per_token, f"{tokens} tokens × {per_token} bytes, {settings.kv_dtype}"),
+        ("KV cache", tokens * per_token, f"{tokens} tokens of {per_token} bytes, {settings.kv_dtype}"),
         *dynamic_rows,
     ]
     rows.append(("left free", memory - sum(size for _, size, _ in rows), ""))
@@ -338,9 +338,8 @@ def _find_nearest(shape: ModelShape, settings: Settings, memory: int, weights: i
     fewer = (int(available * largest) - size) // per_token // 256 * 256
     if fewer <= 0:
         return None
-    chosen = replace(
-        settings, mem_fraction_static=largest, context_length=min(fewer, settings.context_length)
-    )
+    context = min(fewer, settings.context_length)
+    chosen = replace(settings, mem_fraction_static=largest, context_length=context)
     if settings.max_total_tokens is not None:
         chosen = replace(chosen, max_total_tokens=fewer)
     return chosen if _lay_out(shape, chosen, memory, weights).fits else None

@@ -169,9 +169,7 @@ def parse_profile(document: Mapping[str, Any], name: str) -> Profile:
     container = _dataclass_arguments("container", tables["container"], _types(Container), faults)
     test = _dataclass_arguments("test", tables["test"], _types(Thresholds), faults)
     if not _NAME.match(container.get("name", Container.name)):
-        faults.append(
-            f"[container] name: expected lower-case letters, digits, . _ -, got {container['name']}"
-        )
+        faults.append("[container] name: expected lower-case letters, digits, . _ - alone")
     if not 1 <= container.get("port", Container.port) <= 65535:
         faults.append(f"[container] port: expected 1 to 65535, got {container['port']}")
     for key in ("concurrency", "requests", "max_tokens", "long_prompt_tokens", "timeout"):
@@ -211,9 +209,7 @@ def parse_option(text: str) -> tuple[str, Option]:
 
 def _check_option(name: str) -> None:
     if name in _SET_BY_DEPLOY or not _OPTION.match(name):
-        raise DeployError(
-            f"option: {name}: expected an SGLang option that the deployment does not set itself"
-        )
+        raise DeployError(f"option: {name}: expected one of SGLang that the deployment does not set itself")
 
 
 def _table(document: Mapping[str, Any], key: str, faults: list[str]) -> Mapping[str, Any]:

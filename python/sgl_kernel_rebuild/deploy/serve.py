@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import IO
 
@@ -51,9 +52,13 @@ def main() -> None:
 def _hold(path: Path) -> IO[str]:
     """Lock a file, write this process's number into it, and return it open."""
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="ascii")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    for _ in range(20):  # a reader of the lock holds it for an instant
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            time.sleep(0.1)
+    else:
         sys.exit("serve: another server runs in this deployment")
     file.truncate()
     file.write(str(os.getpid()))

@@ -40,9 +40,7 @@ class Deployment:
 
     def __init__(self, name: str, root: Path | None = None) -> None:
         if not _NAME.match(name):
-            raise DeployError(
-                f"deployment: expected lower-case letters, digits, . _ - (at most 63), got {name!r}"
-            )
+            raise DeployError(f"deployment: name: expected lower-case letters, digits, . _ -, got {name!r}")
         self.name = name
         root = root or Path(platformdirs.user_state_dir("sgl-kernel-rebuild")) / "deployments"
         self.folder = root.absolute() / name
