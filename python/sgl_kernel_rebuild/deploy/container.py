@@ -50,11 +50,9 @@ def find_engine(name: str | None = None) -> str:
         if shutil.which(engine):
             return engine
     if name:
-        raise HostError(f"container: expected {name} on the PATH
-Install it, or name another with --engine.")
+        raise HostError(f"container: expected {name} on the PATH\nInstall it, or name another with --engine.")
     raise HostError(
-        "container: expected docker or podman on the PATH, got neither
-"
+        "container: expected docker or podman on the PATH, got neither\n"
         "Install one, or run without a container: --mode local"
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -92,8 +91,3 @@ def _signal(pid: int, number: signal.Signals) -> None:
         pass
     except PermissionError as err:
         raise DeployError(f"deployment: process {pid}: expected a server of this user, got {err}") from err
-
-
-def quoted(arguments: list[str]) -> str:
-    """Return a command as a shell takes it."""
-    return shlex.join(arguments)
