@@ -21,14 +21,10 @@ PROBLEMS = 12
 """Exit code: every check was run, and one at least found a problem."""
 
 
-@click.command(
-    epilog="Example: sgl-kernel-rebuild debug --image sglang:rtx5090-source --bundle report.tar.gz"
-)
+@click.command(epilog="Example: sgl-kernel-rebuild debug qwen3-32b-awq-source --bundle report.tar.gz")
 @click.argument("name", required=False)
 @click.option("--image", help="Look into this image: each check in a fresh container of it.")
-@click.option(
-    "--host", "is_host", is_flag=True, help="Look at this machine, also for a container's deployment."
-)
+@click.option("--host", "is_host", is_flag=True, help="Look at this machine, not into the container.")
 @click.option("--engine", type=click.Choice(("docker", "podman")), help="By default the one installed.")
 @click.option("--no-gpu", is_flag=True, help="Do not pass GPUs into the containers of --image.")
 @click.option(
@@ -103,10 +99,6 @@ def _print(findings: Sequence[Finding], place: str) -> None:
     for column in ("check", "verdict", "found", "what to do"):
         table.add_column(column, overflow="fold")
     for item in findings:
-        table.add_row(
-            Text(item.name),
-            Text(item.verdict, style=styles[item.verdict]),
-            Text(item.detail),
-            Text(item.fix or ""),
-        )
+        verdict = Text(item.verdict, style=styles[item.verdict])
+        table.add_row(Text(item.name), verdict, Text(item.detail), Text(item.fix or ""))
     console.print(table)

@@ -40,9 +40,7 @@ def image() -> None:
 @click.option(
     "--pip-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="pip.conf of a mirror."
 )
-@click.option(
-    "--max-jobs", type=click.IntRange(1), envvar="MAX_JOBS", help="Parallel compilations (MAX_JOBS)."
-)
+@click.option("--max-jobs", type=click.IntRange(1), envvar="MAX_JOBS", help="Parallel compilations.")
 @click.option("--engine", type=click.Choice(("docker", "podman")), help="By default the one installed.")
 @click.option("--dry-run", is_flag=True, help="Print what would be run.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
@@ -76,9 +74,7 @@ def build(
     try:
         inside = wheelhouse.resolve().relative_to(folder.parent)
     except ValueError as err:
-        raise HostError(
-            f"image: wheelhouse: expected a folder of {folder.parent}, got {wheelhouse}\nPublish into wheelhouse/."
-        ) from err
+        raise HostError(f"image: wheelhouse: expected a folder of {folder.parent}, got {wheelhouse}") from err
     arguments = {"WHEELHOUSE": inside.as_posix(), "TORCH_CUDA": torch}
     if base:
         arguments["BASE_IMAGE"] = base

@@ -21,7 +21,7 @@ FAILS = 11
 
 
 @click.command(
-    "test-api", epilog="Example: sgl-kernel-rebuild test-api --profile qwen3-32b-awq-rtx5090 --json"
+    "test-api", epilog="Example: sgl-kernel-rebuild test-api --output report.json --plot report.png"
 )
 @click.argument("name", required=False)
 @click.option("--url", help="A server in place of a deployment, such as http://127.0.0.1:8000.")
@@ -72,13 +72,8 @@ def test_api(
             click.echo(f"$ {check} at {url}, key from {key_file}")
         return
     assert key_file is not None
-    report = api_test.run(
-        url,
-        read_key(key_file),
-        model=model,
-        limits=limits,
-        progress=_progress(is_json or not sys.stderr.isatty()),
-    )
+    progress = _progress(is_json or not sys.stderr.isatty())
+    report = api_test.run(url, read_key(key_file), model=model, limits=limits, progress=progress)
     document = json.dumps(report.to_json(), indent=1)
     if output is not None:
         output.write_text(document + "\n", encoding="utf-8")

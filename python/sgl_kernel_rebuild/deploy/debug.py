@@ -149,7 +149,7 @@ def write_bundle(
                 members[f"deployment/{file.name}"] = file.read_text(encoding="utf-8", errors="replace")
     descriptor, temporary = tempfile.mkstemp(prefix=".bundle-", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+        with os.fdopen(descriptor, "wb") as stream, tarfile.open(mode="w:gz", fileobj=stream) as archive:
             for name, text in members.items():
                 data = redact(text).encode()
                 info = tarfile.TarInfo(f"sgl-kernel-debug/{name}")
@@ -209,6 +209,5 @@ def _read_log(output: str, command: Sequence[str]) -> Finding:
     has_error = "Traceback (most recent call last)" in output
     if not has_error and advice is None:
         return Finding("server log", "ok", "no error in it", None, command, output)
-    return Finding(
-        "server log", "problem", log.server_error(output).splitlines()[-1], advice, command, output
-    )
+    error = log.server_error(output).splitlines()[-1]
+    return Finding("server log", "problem", error, advice, command, output)
