@@ -411,7 +411,7 @@ def _describe(err: BaseException) -> str:
 
 
 def _message(err: Any) -> str:
-    body = err.body if isinstance(err.body, dict) else {}
-    inner = body.get("error", body)
-    text = inner.get("message") if isinstance(inner, dict) else inner
-    return str(text or body.get("message") or err.message).strip()[:200]
+    # The client takes the object under "error" out of the answer where there is one.
+    body = err.body
+    text = body.get("message") if isinstance(body, dict) else body
+    return str(text or err.message).strip()[:200]

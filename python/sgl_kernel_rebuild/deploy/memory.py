@@ -5,8 +5,8 @@ Pure functions over the model's ``config.json``, SGLang's options and the GPU's 
 SGLang (0.5.1) divides the memory that is free once the CUDA context stands as follows: the fraction
 ``--mem-fraction-static`` holds weights and KV cache, the cache taking whatever the weights leave of it
 (or ``--max-total-tokens``); the rest must hold activations, logits, CUDA graphs and workspaces. Weights,
-KV cache, activations and logits follow from shapes. Three figures are allowances, named as such in the
-table: the CUDA context, a CUDA graph per layer and captured batch size, and torch.compile's buffers.
+KV cache, activations and logits follow from shapes. Four figures are allowances, named as such in the
+table: the CUDA context, workspaces, a CUDA graph per layer and captured batch size, torch.compile's buffers.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ GIB = 1 << 30
 _CONTEXT = 512 * MIB
 _GRAPH_PER_LAYER = 1 * MIB
 _COMPILE = 256 * MIB
+_WORKSPACE = 512 * MIB
 _SMALLEST_FRACTION = 0.1
 _FRACTION_STEP = 0.005
 _UNIT = {"": 1, "K": 1 << 10, "M": MIB, "G": GIB, "T": 1 << 40}
@@ -306,6 +307,7 @@ def _dynamic_rows(shape: ModelShape, settings: Settings) -> list[tuple[str, int,
         # Logits in fp32, their probabilities, and the sorted or masked copy that sampling makes.
         ("logits", 3 * 4 * shape.vocabulary * settings.max_batch, f"batch of {settings.max_batch}"),
     ]
+    rows.append(("workspaces", _WORKSPACE, "allowance: cuBLAS, attention, fragments"))
     if settings.has_graphs:
         size = settings.graph_batch_sizes * shape.layers * _GRAPH_PER_LAYER
         rows.append(("CUDA graphs", size, f"allowance, {settings.graph_batch_sizes} batch sizes"))

@@ -134,7 +134,7 @@ def _listed(model: Model) -> list[Path]:
     if index.exists():
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError) as err:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as err:
             raise DeployError(f"model: {index}: expected an index of weights, got {err!r}") from err
         missing = sorted(names - {path.name for path in files})
         if missing:
