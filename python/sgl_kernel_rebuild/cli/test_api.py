@@ -12,7 +12,6 @@ import click
 
 if TYPE_CHECKING:
     from sgl_kernel_rebuild.deploy.api_test import Report
-    from sgl_kernel_rebuild.deploy.profile import Thresholds
 
 __all__ = ["FAILS", "test_api"]
 
@@ -57,16 +56,22 @@ def test_api(
     """
     from sgl_kernel_rebuild.cli.deploy import open_deployment
     from sgl_kernel_rebuild.deploy import api_test
+    from sgl_kernel_rebuild.deploy.profile import Thresholds, find_profile, load_profile
     from sgl_kernel_rebuild.deploy.state import read_key
 
+    limits = Thresholds()
     if url is None:
         deployment = open_deployment(name)
         record = deployment.record()
         url, key_file = record["url"], key_file or deployment.key_file
-        model, profile = model or record["served_name"], profile or record["profile"]
+        model = model or record["served_name"]
+        limits = Thresholds(**record["test"])
     elif key_file is None:
         raise click.UsageError("--url needs --key-file: a key on the command line could be read by others")
-    limits = _limits(profile, overrides, is_required=name is None and profile is not None)
+    if profile is not None:
+        limits = load_profile(find_profile(profile)).test
+    given = {option: value for option, value in overrides.items() if value is not None}
+    limits = dataclasses.replace(limits, **given)
     if dry_run:
         for check, _, _ in api_test.CHECKS:
             click.echo(f"$ {check} at {url}, key from {key_file}")
@@ -87,22 +92,6 @@ def test_api(
         _print(report)
     if not report.passed:
         sys.exit(FAILS)
-
-
-def _limits(profile: str | None, overrides: dict[str, Any], *, is_required: bool) -> Thresholds:
-    from sgl_kernel_rebuild.deploy.profile import Thresholds, find_profile, load_profile
-    from sgl_kernel_rebuild.errors import DeployError
-
-    limits = Thresholds()
-    if profile is not None:
-        try:
-            limits = load_profile(find_profile(profile)).test
-        except DeployError:
-            if is_required:
-                raise
-    return dataclasses.replace(
-        limits, **{key: value for key, value in overrides.items() if value is not None}
-    )
 
 
 def _progress(is_silent: bool) -> Any:

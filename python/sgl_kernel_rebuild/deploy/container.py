@@ -151,6 +151,8 @@ def build_command(
     out of the image's history. ``secrets`` are files (a certificate authority, a pip.conf).
     """
     command = [engine, "build", "--file", str(folder / DOCKERFILE), "--tag", tag]
+    if engine == "podman":
+        command += ["--format", "docker"]  # OCI's own format knows no health check
     for name, value in sorted(arguments.items()):
         command += ["--build-arg", f"{name}={value}"]
     for name in _PROXIES:

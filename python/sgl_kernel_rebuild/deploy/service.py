@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +214,7 @@ def _commands(request: Request, model: Model) -> tuple[list[list[str]], dict[str
         "mode": request.mode,
         "profile": profile.name,
         "served_name": profile.served_name,
+        "test": asdict(profile.test),
         "url": f"http://127.0.0.1:{profile.container.port}",
     }
     if request.mode == "local":
