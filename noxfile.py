@@ -225,7 +225,6 @@ def lint(session: nox.Session) -> None:
     session.run("shellcheck", *map(str, sorted(scripts)))
     dockerfiles = [*Path("deploy").glob("Dockerfile.*"), *Path("tests").rglob("Dockerfile.*")]
     session.run("hadolint", *map(str, sorted(dockerfiles)))
-    )
     compose = ["deploy/docker-compose.sglang-source.yml", ".github/workflows/wheels.yml"]
     for kind, path in zip(["compose-spec", "github-workflows"], compose, strict=True):
         session.run("check-jsonschema", "--builtin-schema", f"vendor.{kind}", path)

@@ -78,7 +78,10 @@ class _Handler(BaseHTTPRequestHandler):
             "created": 0,
             "model": "another-model" if "wrong model" in faults else body["model"],
         }
-        usage = {"prompt_tokens": tokens // 4 if "cuts prompts" in faults else tokens, "completion_tokens": 4}
+        usage = {
+            "prompt_tokens": min(tokens, 20) if "cuts prompts" in faults else tokens,
+            "completion_tokens": 4,
+        }
         usage["total_tokens"] = sum(usage.values())
         if body.get("stream"):
             return self._stream(answer, usage)

@@ -129,11 +129,10 @@ def test_a_dry_run_prints_and_writes_nothing(up, state_home):
 
 def test_weights_without_a_record_are_refused(up, model_folder):
     (model_folder / "model.safetensors").write_bytes(b"weights")
-    done = up(
-        'load-format = "auto"'.replace("load", "no-load"), options=("--set", "load-format=auto"), expect=9
-    )
+    options = ("--set", "load-format=auto", "--gpu-memory", "60GiB")
+    done = up(options=options, expect=9)
     assert "no hash is recorded for it" in done.stderr
-    up(options=("--set", "load-format=auto", "--unverified", "--no-wait"))
+    up(options=(*options, "--unverified", "--no-wait"))
 
 
 def test_a_killed_server_is_known_to_be_stopped(up, state_home):
