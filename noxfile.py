@@ -16,7 +16,8 @@ nox.needs_version = ">=2025.2.9"
 nox.options.sessions = ["wheel"]
 nox.options.reuse_existing_virtualenvs = True
 
-WHEELHOUSE = "wheelhouse"
+# Another folder keeps another build apart: published files never change.
+WHEELHOUSE = os.environ.get("SGLK_WHEELHOUSE", "wheelhouse")
 FACTORY = "python/sgl_kernel_rebuild"
 PROJECT = nox.project.load_toml("pyproject.toml")
 BUILD_REQUIRES = PROJECT["build-system"]["requires"]
@@ -47,6 +48,8 @@ def install_wheel(session: nox.Session, *packages: str) -> None:
     """Install sgl-kernel from the wheelhouse, as a user would; with --no-venv take what is there."""
     if session.virtualenv.is_sandboxed:
         session.install("-q", "--find-links", WHEELHOUSE, SGL_KERNEL, *packages)
+        # Another build may have the same version.
+        session.install("-q", "--force-reinstall", "--no-deps", "--find-links", WHEELHOUSE, SGL_KERNEL)
 
 
 def build_wheel(session: nox.Session, *arguments: str) -> list[str]:
@@ -166,6 +169,7 @@ def native(session: nox.Session) -> None:
 @nox.parametrize("torch", TORCH)
 def wheel_tests(session: nox.Session, torch: str) -> None:
     """The published wheel, installed from the wheelhouse under a real torch, on the CPU."""
+    session.env["SGLK_WHEELHOUSE"] = str(Path(WHEELHOUSE).resolve())
     session.install("-q", f"torch=={torch}", FACTORY, *nox.project.dependency_groups(PROJECT, "wheel"))
     install_wheel(session, "--upgrade", f"torch=={torch}")
     session.run("python", "-m", "pytest", "tests/wheel", *session.posargs)

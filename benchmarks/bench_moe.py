@@ -25,7 +25,8 @@ def cases() -> Iterator[Case]:
     for tokens in TOKENS:
         yield group_gate(tokens)
     yield softmax(4096, 512)
-    yield align(16384)
+    for tokens in (1024, 2048, 2049, 16384):  # one launch up to 2048 tokens
+        yield align(tokens)
 
 
 def int32(*shape: int) -> Tensor:

@@ -9,35 +9,53 @@
 
 namespace sglk::marlin_gemm {
 
-constexpr int kThreads = 256;
-constexpr int kTileN = 256;    // columns of a block: four warps of 64
-constexpr int kMinGroup = 32;  // rows of the smallest group, which bounds the scales of a stage
+constexpr int kColumnWarps = 4;            // of a team, each with 64 columns
+constexpr int kTileN = 64 * kColumnWarps;  // columns of a block
+constexpr int kMinGroup = 32;              // rows of the smallest group
+constexpr int kGatherThreads = 256;
 
-// The tile of a block: m rows × kTileN columns, in stages of k rows of weights. k_warps warps share a tile's
-// columns and split the rows of a stage. All of it fits 99 KB (sm_86, sm_89, sm_120).
+// The tile of a block: m tokens × kTileN columns. k_teams teams of warps share it and split its rows; a team
+// has kColumnWarps × (m / tokens) warps of `tokens` tokens each and copies units of `steps` × 16 rows. All of
+// it fits 99 KB (sm_86, sm_89, sm_120).
 struct Tile {
   int m;
-  int k;
-  int k_warps;
-  int stages;
-  int min_blocks;  // of a multiprocessor
+  int tokens;
+  int k_teams;
+  int steps;   // 2 or 4
+  int stages;  // units of a team in flight, plus the one in use
+  int batch;   // how many of a warp's four times 16 columns teams add up between two barriers
 
-  SGLK_HOST_DEVICE constexpr int a_bytes() const { return m * k * 2; }
-  SGLK_HOST_DEVICE constexpr int b_bytes(int bits) const { return kTileN * k * bits / 8; }
-  SGLK_HOST_DEVICE constexpr int scale_bytes() const { return k / kMinGroup * kTileN * 2; }
-  SGLK_HOST_DEVICE constexpr int zero_bytes() const { return k / kMinGroup * kTileN / 2; }
-  SGLK_HOST_DEVICE constexpr int stage_bytes(int bits) const {
-    return a_bytes() + b_bytes(bits) + scale_bytes() + zero_bytes();
+  SGLK_HOST_DEVICE constexpr int unit() const { return steps * 16; }
+  SGLK_HOST_DEVICE constexpr int team_warps() const { return kColumnWarps * (m / tokens); }
+  SGLK_HOST_DEVICE constexpr int threads() const { return 32 * team_warps() * k_teams; }
+  // A lane of a warp owns 16 bytes (8 bit: 32) of a 16 × 64 tile of weights.
+  SGLK_HOST_DEVICE constexpr int weight_bytes(int bits) const {
+    return team_warps() * unit() * 64 * bits / 8;  // of a unit of a team
   }
-  SGLK_HOST_DEVICE constexpr int shared_bytes(int bits) const { return stages * stage_bytes(bits); }
+  SGLK_HOST_DEVICE constexpr int token_bytes() const { return m * unit() * 2; }
+  SGLK_HOST_DEVICE constexpr int groups() const { return unit() / kMinGroup; }  // of a unit at most
+  SGLK_HOST_DEVICE constexpr int scale_bytes() const { return groups() * kTileN * 2; }
+  SGLK_HOST_DEVICE constexpr int zero_bytes() const { return groups() * kTileN / 2; }
+  SGLK_HOST_DEVICE constexpr int unit_bytes(int bits) const {
+    return weight_bytes(bits) + token_bytes() + scale_bytes() + zero_bytes();
+  }
+  SGLK_HOST_DEVICE constexpr int sum_bytes() const {
+    return (k_teams - 1) * team_warps() * tokens * 64 * batch;
+  }
+  SGLK_HOST_DEVICE constexpr int shared_bytes(int bits) const {
+    return k_teams * stages * unit_bytes(bits) + sum_bytes();
+  }
 };
 
-constexpr Tile kTile16{16, 128, 2, 4, 2};
-constexpr Tile kTile32{32, 128, 2, 3, 1};
-constexpr Tile kTile64{64, 64, 2, 5, 1};
-constexpr Tile kTile128{128, 64, 1, 3, 1};
-constexpr Tile kTile16Byte{16, 64, 2, 4, 2};  // for weights of 8 bits
-constexpr Tile kTile64Byte{64, 64, 2, 3, 1};
+// Stages and teams as they were fastest on an H200, 2026-11-26. "Deep" ones need more than 99 KB.
+constexpr Tile kTile8{8, 8, 4, 4, 2, 2};
+constexpr Tile kTile8Deep{8, 8, 4, 4, 3, 4};
+constexpr Tile kTile16{16, 16, 2, 4, 3, 4};
+constexpr Tile kTile16Deep{16, 16, 4, 4, 2, 4};
+constexpr Tile kTile32{32, 32, 2, 4, 3, 2};
+constexpr Tile kTile64{64, 64, 2, 4, 2, 1};
+constexpr Tile kTile16Byte{16, 16, 2, 2, 4, 2};  // for weights of 8 bits
+constexpr Tile kTile64Byte{64, 64, 2, 2, 3, 1};
 
 // Where a tile lies. Tiles are numbered column by column within bands of eight rows of tiles, so that those
 // in flight together share both operands in the L2.
@@ -54,13 +72,44 @@ SGLK_HOST_DEVICE inline TileIndex tile_at(int tile, int m_tiles, int n_tiles) {
   return {first + within % height, within / height};
 }
 
-// The work is the list of all tiles' stages, one tile after the other, cut into `blocks` even pieces.
-// The first stage of a block, and the block of a stage.
-SGLK_HOST_DEVICE inline int first_stage(int block, int blocks, int total) {
-  return static_cast<int>(static_cast<long>(block) * total / blocks);
-}
-SGLK_HOST_DEVICE inline int block_of(int stage, int blocks, int total) {
-  return static_cast<int>((static_cast<long>(stage + 1) * blocks + total - 1) / total) - 1;
+// To begin a tile costs as much as so many units (H200, 2026-11-26: 1.1 us, of 0.3 us a unit; 5 were best).
+constexpr int kTileCost = 5;
+
+// The work is the list of all tiles' units, one tile after the other, cut into a piece of about equal time
+// for each block. To begin a tile costs as much as `cost` units, because its block sums, hands over and
+// stores what it had of the one before. Where is_whole, blocks get whole tiles.
+struct Partition {
+  int tiles;
+  int tile_units;
+  int cost;
+  bool is_whole;
+
+  SGLK_HOST_DEVICE constexpr int total() const { return tiles * tile_units; }
+  SGLK_HOST_DEVICE constexpr int length() const { return is_whole ? tiles : tiles * (tile_units + cost); }
+
+  // The first unit of a block; equal to the next block's if it has none. first(blocks) == total().
+  SGLK_HOST_DEVICE int first(int block, int blocks) const {
+    const int position = static_cast<int>(static_cast<long>(block) * length() / blocks);
+    if (is_whole) return position * tile_units;
+    const int tile = position / (tile_units + cost), rest = position - tile * (tile_units + cost) - cost;
+    return tile * tile_units + (rest > 0 ? rest : 0);
+  }
+  // The block that has a unit.
+  SGLK_HOST_DEVICE int block_of(int unit, int blocks) const {
+    const int tile = unit / tile_units;
+    const int position = is_whole ? tile : unit + (tile + 1) * cost;
+    return static_cast<int>((static_cast<long>(position + 1) * blocks + length() - 1) / length()) - 1;
+  }
+};
+
+// The teams of a block share the units of each of its pieces so that, over all of them, none has more than
+// one unit more than another. The first unit of a team in a piece of `units`, of which the block has `before`
+// units done.
+SGLK_HOST_DEVICE inline int team_unit(int team, int teams, int before, int units) {
+  const int end = before + units;
+  const int end_rest = end % teams, before_rest = before % teams;
+  return (end / teams - before / teams) * team + (end_rest < team ? end_rest : team) -
+         (before_rest < team ? before_rest : team);
 }
 
 struct Params {
@@ -72,16 +121,51 @@ struct Params {
   const int* perm;     // [k]: the column of a that goes with a row; `gather` only, null: the same
   const void* bias;    // [n], permuted per 32 columns; may be null
   void* out;           // [m, n]; `gather`: [m, k]
-  float* partial;      // [2 · blocks, tile m, kTileN]: pieces of tiles that several blocks share
+  float* partial;      // [blocks, tile m · kTileN]: what a block has of a tile that an earlier one began
+  int* arrivals;       // [blocks], zero before and after: how many blocks have written such a part
   long a_stride;       // elements
   long out_stride;     // elements
   int m, n, k;
   int groups;
-  int group_size;  // rows; k where groups == 1
+  int group_shift;  // log2 of the pairs of steps in a group; 30 where groups == 1
   int m_tiles, n_tiles;
-  int tile_m;
-  int tile_stages;  // of one tile: k / Tile::k
-  int blocks;       // of the GEMM, also for `reduce`
+  Partition partition;  // of m_tiles · n_tiles tiles of k / Tile::unit() units
+};
+
+// --- the kernels of sm_90a (marlin_gemm_sm90.cuh) ---
+
+constexpr int kSm90Unit = 128;    // rows
+constexpr int kSm90TileCost = 2;  // as kTileCost
+
+constexpr int kSm90Threads = 384;  // a warpgroup that copies, two that multiply
+
+// tokens × 128 · blocks columns, in stages of 64 rows.
+struct Sm90Tile {
+  int tokens;
+  int blocks;  // of 64 columns, of a warpgroup
+  int stages;
+
+  SGLK_HOST_DEVICE constexpr int columns() const { return 128 * blocks; }
+  SGLK_HOST_DEVICE constexpr int token_bytes() const { return tokens * 64 * 2; }
+  SGLK_HOST_DEVICE constexpr int weight_bytes() const { return columns() * 64 / 2; }
+  SGLK_HOST_DEVICE constexpr int scale_bytes() const { return 2 * columns() * 2; }
+  SGLK_HOST_DEVICE constexpr int zero_bytes() const { return 2 * columns() / 2; }
+  SGLK_HOST_DEVICE constexpr int stage_bytes() const {  // a multiple of 1024, as the swizzle wants
+    return (token_bytes() + weight_bytes() + scale_bytes() + zero_bytes() + 1023) / 1024 * 1024;
+  }
+  SGLK_HOST_DEVICE constexpr int shared_bytes() const { return 1024 + stages * (stage_bytes() + 16); }
+};
+
+constexpr Sm90Tile kSm90Tile64{64, 2, 10};
+constexpr Sm90Tile kSm90Tile128{128, 2, 8};
+
+struct alignas(64) TokenMap {  // CUtensorMap of a: boxes of [tokens, 64]
+  unsigned long words[16];
+};
+
+struct Sm90Params {
+  TokenMap tokens;
+  Params common;
 };
 
 }  // namespace sglk::marlin_gemm

@@ -4,15 +4,18 @@
 // at the start of a run whose length is a multiple of block_size. A choice outside of all buckets is left
 // out.
 //
-//   single  one block does it all
-//   count   a block counts its segment of the choices, and fills its part of the output with padding
-//   place   a block adds up the counts of the segments before its own, and places its segment
+//   single  a block counts all choices, and places its segment of them
+//   count   a block counts its segment
+//   place   a block adds up the counts of the other segments, and places its own
 //
 //   choices   |segment 0    |segment 1    |...     one segment a block
-//             |w 0|w 1|...  |w 0|w 1|...           one run of 32-choice rows a warp
+//             |w 0|w 1|...  |w 0|w 1|...           one run of 32-choice rows a placing warp
 //   place  =  start of the bucket + choices of the bucket in segments before + in warps before + in rows
 //   before
 //             + in lanes before
+//
+// A block knows the runs of all buckets, so it can fill its share of the places where no choice comes to be:
+// no place is written twice, and blocks wait for nothing of each other.
 #include "common/pdl.cuh"
 #include "common/types.cuh"
 #include "moe_align.h"
@@ -20,6 +23,7 @@
 namespace sglk {
 
 constexpr int kMaxThreads = 1024;
+constexpr int kBatch = 4;  // loads that a thread has under way
 
 // The bucket of a choice, or −1.
 template <class Id>
@@ -27,14 +31,6 @@ __device__ __forceinline__ int bucket_of(const MoeAlignParams& p, int choice, in
   if (choice >= end) return -1;
   const int64_t bucket = int64_t{static_cast<const Id*>(p.ids)[choice]} + 1;
   return bucket >= 0 && bucket < p.buckets ? static_cast<int>(bucket) : -1;
-}
-
-__device__ __forceinline__ void pad(const MoeAlignParams& p) {
-  if (!p.is_padded) return;
-  const unsigned size = p.sorted_size;
-  for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < size; i += gridDim.x * blockDim.x) {
-    p.sorted[i] = p.choices;
-  }
 }
 
 template <class Id>
@@ -47,7 +43,6 @@ __device__ __forceinline__ void count(const MoeAlignParams& p) {
 
   const int first = blockIdx.x * p.segment;
   const int end = min(first + p.segment, p.choices);
-  pad(p);
   for (int choice = first + threadIdx.x; choice < end; choice += blockDim.x) {
     const int bucket = bucket_of<Id>(p, choice, end);
     if (bucket >= 0) atomicAdd(in_bucket + bucket, 1);
@@ -81,38 +76,49 @@ template <class Id, bool kIsSingle>
 __device__ __forceinline__ void place(const MoeAlignParams& p) {
   extern __shared__ int shared[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  int* const next = shared;                      // [warps, buckets]: where a warp puts its next choice
-  int* const before = next + warps * p.buckets;  // [buckets]: choices in the segments before this one
-  int* const all = before + p.buckets;           // [buckets]: choices; later the end of the run
-  int* const own = next + warp * p.buckets;
-  for (int i = threadIdx.x; i < (warps + 2) * p.buckets; i += blockDim.x) shared[i] = 0;
+  int* const before = shared;  // [buckets]: choices in the segments before; later the end of them all
+  int* const next = before + p.buckets;             // [placers, buckets]: where a warp puts its next choice
+  int* const after = next + p.placers * p.buckets;  // [buckets]: in the segments after; later end of the run
+  for (int i = threadIdx.x; i < (p.placers + 2) * p.buckets; i += blockDim.x) shared[i] = 0;
   __syncthreads();
   wait_for_predecessor();
   if (kIsSingle) let_successor_start();
-  if (kIsSingle) pad(p);
 
-  const int segment_end = min(static_cast<int>((blockIdx.x + 1) * p.segment), p.choices);
-  const int per_warp = p.segment / warps;
-  const int first = blockIdx.x * p.segment + warp * per_warp;
-  const int end = min(first + per_warp, segment_end);
-  for (int row = first; row < end; row += 32) {
-    const int bucket = bucket_of<Id>(p, row + lane, end);
-    if (bucket >= 0) atomicAdd(own + bucket, 1);
-  }
-  if (!kIsSingle) {
+  const int segment = min(static_cast<int>(blockIdx.x) * p.segment, p.choices);
+  const int segment_end = min(segment + p.segment, p.choices);
+  const int per_warp = kIsSingle ? 32 : p.segment / p.placers;
+  const int first = segment + warp * per_warp;
+  const int end = warp < p.placers ? min(first + per_warp, segment_end) : first;
+  if (kIsSingle) {
+    for (int base = threadIdx.x; base < p.choices; base += kBatch * blockDim.x) {
+      int bucket[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) bucket[i] = bucket_of<Id>(p, base + i * blockDim.x, p.choices);
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int choice = base + i * blockDim.x;
+        const int row = choice < segment ? 0 : min((choice - segment) / per_warp, p.placers) + 1;
+        if (bucket[i] >= 0) atomicAdd(shared + row * p.buckets + bucket[i], 1);
+      }
+    }
+  } else {
+    for (int row = first; row < end; row += 32) {
+      const int bucket = bucket_of<Id>(p, row + lane, end);
+      if (bucket >= 0) atomicAdd(next + warp * p.buckets + bucket, 1);
+    }
     // Threads side by side take buckets side by side; the groups of threads share the segments.
     const int width = min((p.buckets + 31) / 32 * 32, static_cast<int>(blockDim.x));
     const int groups = blockDim.x / width, group = threadIdx.x / width;
     for (int b = threadIdx.x % width; group < groups && b < p.buckets; b += width) {
-      int earlier = 0, sum = 0;
+      int earlier = 0, later = 0;
 #pragma unroll 8
       for (int s = group; s < gridDim.x; s += groups) {
         const int in_segment = p.counts[int64_t{s} * p.buckets + b];
-        sum += in_segment;
         if (s < blockIdx.x) earlier += in_segment;
+        if (s > blockIdx.x) later += in_segment;
       }
       atomicAdd(before + b, earlier);
-      atomicAdd(all + b, sum);
+      atomicAdd(after + b, later);
     }
   }
   __syncthreads();
@@ -123,11 +129,8 @@ __device__ __forceinline__ void place(const MoeAlignParams& p) {
     const int b = base + threadIdx.x;
     int sum = 0;
     if (b < p.buckets) {
-      if (kIsSingle) {
-        for (int w = 0; w < warps; ++w) sum += next[w * p.buckets + b];
-      } else {
-        sum = all[b];
-      }
+      sum = before[b] + after[b];
+      for (int w = 0; w < p.placers; ++w) sum += next[w * p.buckets + b];
     }
     const int padded = (sum + p.block_size - 1) / p.block_size * p.block_size;
     int total;
@@ -135,18 +138,25 @@ __device__ __forceinline__ void place(const MoeAlignParams& p) {
     start += total;
     if (b < p.buckets) {
       int at = begin + before[b];
-      for (int w = 0; w < warps; ++w) {
-        const int in_warp = next[w * p.buckets + b];
-        next[w * p.buckets + b] = at;
-        at += in_warp;
+      for (int w = 0; w < p.placers; w += kBatch) {
+        int in_warp[kBatch];
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) in_warp[i] = w + i < p.placers ? next[(w + i) * p.buckets + b] : 0;
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          if (w + i < p.placers) next[(w + i) * p.buckets + b] = at;
+          at += in_warp[i];
+        }
       }
-      all[b] = begin + padded;
+      before[b] = begin + sum;
+      after[b] = begin + padded;
     }
   }
   __syncthreads();
   if (blockIdx.x == 0 && threadIdx.x == 0) *p.total = start;
 
   for (int row = first; row < end; row += 32) {
+    int* const own = next + warp * p.buckets;
     const int choice = row + lane;
     const int bucket = bucket_of<Id>(p, choice, end);
     const unsigned same = __match_any_sync(0xffffffffu, bucket);
@@ -158,13 +168,26 @@ __device__ __forceinline__ void place(const MoeAlignParams& p) {
     __syncwarp();
   }
 
+  // What is left goes to the last warps first: the first ones place.
+  if (p.is_padded) {
+    for (int b = (warps - 1 - warp) * gridDim.x + blockIdx.x; b < p.buckets; b += warps * gridDim.x) {
+      const int run_end = min(after[b], p.sorted_size);
+      for (int i = before[b] + lane; i < run_end; i += 32) p.sorted[i] = p.choices;
+    }
+    const int threads = gridDim.x * blockDim.x;
+    for (int i = start + blockIdx.x * blockDim.x + threadIdx.x; i < p.sorted_size; i += threads) {
+      p.sorted[i] = p.choices;
+    }
+  }
+
   // The label of a block of the output: the first bucket that ends behind it, less 1.
   const int blocks = min(start / p.block_size, p.labels_size);
-  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < blocks; i += gridDim.x * blockDim.x) {
+  const int turn = blockIdx.x * blockDim.x + blockDim.x - 1 - threadIdx.x;
+  for (int i = turn; i < blocks; i += gridDim.x * blockDim.x) {
     int low = 0, high = p.buckets - 1;
     while (low < high) {
       const int middle = (low + high) / 2;
-      if (all[middle] > i * p.block_size) {
+      if (after[middle] > i * p.block_size) {
         high = middle;
       } else {
         low = middle + 1;

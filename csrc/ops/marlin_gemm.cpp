@@ -1,6 +1,7 @@
 // gptq_marlin_gemm: checks, choice and launch.
 #include "kernels/marlin_gemm.h"
 
+#include <bit>
 #include <climits>
 #include <optional>
 
@@ -56,7 +57,7 @@ WeightType weight_type(int64_t id) {
 }
 
 // Rows of a group.
-int64_t check_groups(const Tensor& scales, int64_t k, bool is_act_order) {
+uint64_t check_groups(const Tensor& scales, int64_t k, bool is_act_order) {
   const int64_t groups = scales.size(0);
   SGLK_CHECK(groups >= 1, "%s: b_scales.size(0): expected at least one group, got 0", kOp);
   if (groups == 1 || is_act_order) return k;
@@ -72,20 +73,47 @@ struct Launch {
   int32_t device;
   ElementType type;
 
-  void operator()(int shape, const Dim3& grid, int shared_bytes, const Params& params) const {
+  template <class Params>
+  void operator()(int kernel, const Dim3& grid, int threads, int shared_bytes, const Params& params) const {
     LaunchConfig config;
     config.grid = grid;
-    config.block = kThreads;
+    config.block = threads;
     config.shared_bytes = shared_bytes;
     config.enable_pdl = true;
-    fat_binary().launch(kernel_index(type, shape), device, config, params);
+    fat_binary().launch(kernel, device, config, params);
   }
 };
 
+// The boxes of [tokens, 64] in which the sm_90a kernels copy a.
+TokenMap map_tokens(const Params& p, ElementType type, int tokens) {
+  static_assert(sizeof(TokenMap) == sizeof(CUtensorMap) && alignof(TokenMap) >= alignof(CUtensorMap));
+  TokenMap map;
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(p.k), static_cast<cuuint64_t>(p.m)};
+  const cuuint64_t stride[] = {static_cast<cuuint64_t>(p.m > 1 ? p.a_stride : p.k) * 2};
+  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(tokens)}, steps[] = {1, 1};
+  check_cuda(
+      driver().tensor_map_encode_tiled(
+          reinterpret_cast<CUtensorMap*>(&map),
+          type == kBf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
+          const_cast<void*>(p.a), sizes, stride, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+          CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+      "cuTensorMapEncodeTiled");
+  return map;
+}
+
+bool use_sm90_path(int64_t path, int64_t m, WeightType weight, bool is_act_order,
+                   const DeviceProperties& device) {
+  const bool has_path = SGLK_HAS_SM90A && has_sm90_path(device.compute_capability, weight, is_act_order);
+  SGLK_CHECK(path >= kAuto && path < kPaths && (path != kSm90 || has_path),
+             "%s: path: expected one that this GPU has for these weights, got %ld", kOp, path);
+  return path == kAuto ? has_path && prefers_sm90_path(m) : path == kSm90;
+}
+
 void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight, const Tensor& b_scales,
                       const std::optional<Tensor>& b_zeros, const std::optional<Tensor>& g_idx,
-                      const std::optional<Tensor>& perm, const std::optional<Tensor>& b_bias,
-                      int64_t b_q_type_id, int64_t size_m, int64_t size_n, int64_t size_k) {
+                      const std::optional<Tensor>& perm, const Tensor& workspace,
+                      const std::optional<Tensor>& b_bias, int64_t b_q_type_id, int64_t size_m,
+                      int64_t size_n, int64_t size_k, int64_t path) {
   const WeightType weight = weight_type(b_q_type_id);
   SGLK_CHECK(size_n >= 0 && size_n % 64 == 0, "%s: size_n: expected a multiple of 64, got %ld", kOp, size_n);
   SGLK_CHECK(size_k > 0 && size_k % 128 == 0, "%s: size_k: expected a positive multiple of 128, got %ld", kOp,
@@ -130,21 +158,29 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
     check_aligned(zeros, 16);
   }
   const bool is_act_order = has_order && b_scales.size(0) > 1;
-  const int64_t group_size = check_groups(b_scales, size_k, is_act_order);
+  const uint64_t group_size = check_groups(b_scales, size_k, is_act_order);
   const bool has_bias = is_given(b_bias);
   if (has_bias) check_vector({kOp, "b_bias", *b_bias}, size_n, "size_n", a.dtype(), a);
-  SGLK_CHECK(size_m <= INT_MAX && size_n <= INT_MAX / 8 && size_k <= 256 * 65535 &&
-                 total_stages(kShapes[choose_shape(size_m, weight, is_act_order)], size_m, size_n, size_k) <=
-                     INT_MAX,
-             "%s: size_m, size_n, size_k: expected less than 2^31 stages of tiles, got %ld, %ld, %ld", kOp,
-             size_m, size_n, size_k);
+  const Argument workspace_arg{kOp, "workspace", workspace};
+  check_dtype(workspace_arg, DType::kInt32, "fixed by the op");
+  check_contiguous(workspace_arg);
+  check_device(workspace_arg, a.device(), "device of a");
   if (size_m == 0 || size_n == 0) return;
 
   const DeviceGuard guard(a.device());
   const DeviceProperties& device = device_properties(a.device().index);
-  const Choice choice = choose(size_m, size_n, size_k, weight, is_act_order, device.multiprocessors,
-                               device.shared_memory_per_block);
+  const Shape& shape = kShapes[choose_shape(size_m, size_n, size_k, weight, is_act_order,
+                                            device.multiprocessors, device.shared_memory_per_block)];
+  SGLK_CHECK(size_m <= INT_MAX && size_n <= INT_MAX / 8 && size_k <= 256 * 65535 &&
+                 total_units(shape, size_m, size_n, size_k) <= INT_MAX,
+             "%s: size_m, size_n, size_k: expected less than 2^31 units of tiles, got %ld, %ld, %ld", kOp,
+             size_m, size_n, size_k);
+  const bool is_sm90 = use_sm90_path(path, size_m, weight, is_act_order, device);
+  const Choice choice = is_sm90 ? choose_sm90(size_m, size_n, size_k, device.multiprocessors)
+                                : choose(size_m, size_n, size_k, weight, is_act_order, device.multiprocessors,
+                                         device.shared_memory_per_block);
   const Tile& tile = kShapes[choice.shape].tile;
+  const Sm90Tile& sm90_tile = kSm90Shapes[is_sm90 ? choice.shape : 0].tile;
   const Launch launch{a.device().index, a.dtype() == DType::kBFloat16 ? kBf16 : kF16};
   Params params{};
   params.a = a.data();
@@ -158,15 +194,21 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
     gathered = Tensor::empty({size_m, size_k}, a.dtype(), a.device());
     params.perm = has_order ? perm->data<const int>() : nullptr;
     params.out = gathered->data();
-    launch(kGather,
-           {static_cast<uint32_t>(size_m), static_cast<uint32_t>((size_k + kThreads - 1) / kThreads), 1}, 0,
-           params);
+    launch(kernel_index(launch.type, kGather),
+           {static_cast<uint32_t>(size_m),
+            static_cast<uint32_t>((size_k + kGatherThreads - 1) / kGatherThreads), 1},
+           kGatherThreads, 0, params);
     params.a = gathered->data();
     params.a_stride = size_k;
   }
   if (choice.is_split) {
-    partial = Tensor::empty({2 * int64_t{choice.blocks}, tile.m, kTileN}, DType::kFloat32, a.device());
+    SGLK_CHECK(workspace.numel() >= choice.blocks,
+               "%s: workspace: expected at least %d elements (multiprocessors), got %s", kOp, choice.blocks,
+               workspace.shape().c_str());
+    const int tile_size = is_sm90 ? sm90_tile.tokens * sm90_tile.columns() : tile.m * kTileN;
+    partial = Tensor::empty({choice.blocks, tile_size}, DType::kFloat32, a.device());
     params.partial = partial->data<float>();
+    params.arrivals = workspace.data<int>();
   }
   params.weight = b_q_weight.data();
   params.scales = b_scales.data();
@@ -176,24 +218,25 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
   params.out = c.data();
   params.out_stride = c.stride(0);
   params.groups = static_cast<int>(b_scales.size(0));
-  params.group_size = static_cast<int>(group_size);
+  params.group_shift = b_scales.size(0) == 1 || is_act_order ? 30 : std::countr_zero(group_size / kMinGroup);
   params.m_tiles = choice.m_tiles;
   params.n_tiles = choice.n_tiles;
-  params.tile_m = tile.m;
-  params.tile_stages = choice.tile_stages;
-  params.blocks = choice.blocks;
-  launch(choice.shape, {static_cast<uint32_t>(choice.blocks), 1, 1}, choice.shared_bytes, params);
-  if (!choice.is_split) return;
-  const auto tiles = static_cast<uint32_t>(choice.m_tiles * choice.n_tiles);
-  launch(kReduce, {tiles, static_cast<uint32_t>((std::min<int64_t>(tile.m, size_m) + 3) / 4), 1}, 0, params);
+  params.partition = choice.partition;
+  const Dim3 grid{static_cast<uint32_t>(choice.blocks), 1, 1};
+  if (is_sm90) {
+    launch(sm90_kernel_index(launch.type, choice.shape), grid, kSm90Threads, choice.shared_bytes,
+           Sm90Params{map_tokens(params, launch.type, sm90_tile.tokens), params});
+  } else {
+    launch(kernel_index(launch.type, choice.shape), grid, tile.threads(), choice.shared_bytes, params);
+  }
 }
 
 }  // namespace
 
 SGLK_OP(
-    "gptq_marlin_gemm(Tensor a, Tensor(a!) c, Tensor b_q_weight, Tensor b_scales, Tensor? b_zeros, Tensor? "
-    "g_idx, "
-    "Tensor? perm, Tensor? b_bias, int b_q_type_id, int size_m, int size_n, int size_k) -> ()",
+    "gptq_marlin_gemm(Tensor a, Tensor(a!) c, Tensor b_q_weight, Tensor b_scales, Tensor? b_zeros, "
+    "Tensor? g_idx, Tensor? perm, Tensor workspace, Tensor? b_bias, int b_q_type_id, int size_m, int size_n, "
+    "int size_k, int path) -> ()",
     gptq_marlin_gemm);
 
 }  // namespace sglk::marlin_gemm

@@ -50,14 +50,13 @@ void moe_align_block_size(const Tensor& ids, int64_t num_experts, int64_t block_
 
   const DeviceGuard guard(ids.device());
   const int32_t device = ids.device().index;
-  const Choice choice =
-      choose(choices > 0 ? choices : 1, num_experts, device_properties(device).shared_memory_per_block);
-  SGLK_CHECK(choice.threads > 0,
+  const Choice choice = choose(choices > 0 ? choices : 1, num_experts, is_padded ? sorted.numel() : 0,
+                               device_properties(device).shared_memory_per_block);
+  SGLK_CHECK(choice.placers > 0,
              "%s: num_experts: expected a number whose counters fit into %d bytes, got %ld", kOp,
              device_properties(device).shared_memory_per_block, num_experts);
-  const bool is_single = choice.segments == 1;
   std::optional<Tensor> counts;
-  if (!is_single) counts = Tensor::empty({choice.segments, num_experts}, DType::kInt32, ids.device());
+  if (!choice.is_single) counts = Tensor::empty({choice.blocks, num_experts}, DType::kInt32, ids.device());
   const MoeAlignParams params{ids.data(),
                               sorted.data<int>(),
                               labels.data<int>(),
@@ -69,18 +68,19 @@ void moe_align_block_size(const Tensor& ids, int64_t num_experts, int64_t block_
                               static_cast<int>(num_experts),
                               static_cast<int>(block_size),
                               static_cast<int>(choice.segment),
+                              choice.placers,
                               is_padded};
   LaunchConfig config;
-  config.grid.x = static_cast<uint32_t>(choice.segments);
-  config.block = choice.threads;
+  config.grid.x = static_cast<uint32_t>(choice.blocks);
+  config.block = kThreads;
   config.enable_pdl = true;  // the kernels wait for their predecessor themselves
   const IdType type = ids.dtype() == DType::kInt64 ? kI64 : kI32;
-  if (!is_single) {
+  if (!choice.is_single) {
     config.shared_bytes = static_cast<uint32_t>(num_experts * 4);
     fat_binary().launch(kernel_index(type, kCount), device, config, params);
   }
   config.shared_bytes = static_cast<uint32_t>(choice.shared);
-  fat_binary().launch(kernel_index(type, is_single ? kSingle : kPlace), device, config, params);
+  fat_binary().launch(kernel_index(type, choice.is_single ? kSingle : kPlace), device, config, params);
 }
 
 }  // namespace

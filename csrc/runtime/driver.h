@@ -25,7 +25,8 @@ namespace sglk {
   X(kernel_get_function, cuKernelGetFunction)                 \
   X(kernel_get_attribute, cuKernelGetAttribute)               \
   X(kernel_set_attribute, cuKernelSetAttribute)               \
-  X(launch_kernel, cuLaunchKernelEx)
+  X(launch_kernel, cuLaunchKernelEx)                          \
+  X(tensor_map_encode_tiled, cuTensorMapEncodeTiled)
 
 struct Driver {
 #define SGLK_MEMBER(member, symbol) decltype(&::symbol) member;

@@ -142,11 +142,13 @@ def _check(
     b_zeros: Tensor | None,
     g_idx: Tensor | None,
     perm: Tensor | None,
+    workspace: Tensor,
     b_bias: Tensor | None,
     b_q_type_id: int,
     size_m: int,
     size_n: int,
     size_k: int,
+    path: int,
 ) -> None:
     _check_sizes(b_q_type_id, size_n, size_k)
     check_dtype_in(Argument(OP, "a", a), (torch.float16, torch.bfloat16))
@@ -171,6 +173,9 @@ def _check(
             _check_operand(name, vector, (k,), torch.int32, a)
     if b_bias is not None and _is_given(b_bias):
         _check_operand("b_bias", b_bias, (n,), a.dtype, a)
+    workspace_arg = Argument(OP, "workspace", workspace)
+    check_dtype(workspace_arg, torch.int32, "fixed by the op")
+    check_device(workspace_arg, a.device, "device of a")
 
 
 @implements(OP)
@@ -182,13 +187,18 @@ def _gptq_marlin_gemm_cpu(
     b_zeros: Tensor | None,
     g_idx: Tensor | None,
     perm: Tensor | None,
+    workspace: Tensor,
     b_bias: Tensor | None,
     b_q_type_id: int,
     size_m: int,
     size_n: int,
     size_k: int,
+    path: int,
 ) -> None:
-    _check(a, c, b_q_weight, b_scales, b_zeros, g_idx, perm, b_bias, b_q_type_id, size_m, size_n, size_k)
+    _check(
+        *(a, c, b_q_weight, b_scales, b_zeros, g_idx, perm, workspace, b_bias),
+        *(b_q_type_id, size_m, size_n, size_k, path),
+    )
     groups = b_scales.size(0)
     rows = torch.arange(size_k) * groups // size_k
     if g_idx is not None and perm is not None and _is_given(g_idx):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sgl_kernel import _paths
 from sgl_kernel._checks import fail
 from sgl_kernel._library import ops
 from sgl_kernel._marlin_gemm import OP
@@ -238,9 +239,10 @@ def gptq_marlin_gemm(
     None.
 
     Writes to ``c`` if given, else to a new tensor, and returns it. Sums are float32, in an order that depends
-    on the shapes and the GPU alone: ``use_atomic_add``, ``use_fp32_reduce``, ``workspace`` and ``is_k_full``
-    make no difference. ``b_bias`` [size_n], in the order of a single group of scales, is added before the
-    result is rounded. A violation raises RuntimeError.
+    on the shapes and the GPU alone: ``use_atomic_add``, ``use_fp32_reduce`` and ``is_k_full`` make no
+    difference. ``workspace``: int32, as many elements as the GPU has multiprocessors, all 0, and 0 again
+    afterwards; calls that may overlap need one each (the CPU does not use it). ``b_bias`` [size_n], in the
+    order of a single group of scales, is added before the result is rounded. A violation raises RuntimeError.
     """
     if global_scale is not None and global_scale.numel() > 0:
         fail(OP, "global_scale", "None (it belongs to float4 weights)", "a tensor")
@@ -249,6 +251,7 @@ def gptq_marlin_gemm(
     if c is None:
         c = torch.empty((size_m, size_n), dtype=a.dtype, device=a.device)
     _gptq_marlin_gemm(
-        *(a, c, b_q_weight, b_scales, b_zeros, g_idx, perm, b_bias, b_q_type.id, size_m, size_n, size_k)
+        *(a, c, b_q_weight, b_scales, b_zeros, g_idx, perm, workspace, b_bias),
+        *(b_q_type.id, size_m, size_n, size_k, _paths.current()),
     )
     return c

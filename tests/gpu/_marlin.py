@@ -44,8 +44,8 @@ class MarlinWeight:
         """Of the torch op, whose outputs the caller allocates."""
         optional = [x if x.numel() else None for x in (self.zeros, self.g_idx, self.perm)]
         c = torch.empty(a.size(0), self.size_n, dtype=a.dtype, device=a.device)
-        sizes = (a.size(0), self.size_n, self.size_k)
-        return a, c, self.packed, self.scales, *optional, None, self.type.id, *sizes
+        sizes = (a.size(0), self.size_n, self.size_k, 0)
+        return a, c, self.packed, self.scales, *optional, self.workspace, None, self.type.id, *sizes
 
     def dense(self) -> Tensor:
         """W [k, n] in float64, exact; its rows go with the columns of ``a`` (not of the permuted ``a``)."""

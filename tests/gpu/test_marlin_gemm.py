@@ -10,6 +10,7 @@ import pytest
 import sgl_kernel
 import torch
 from sgl_kernel import _marlin_gemm as marlin
+from sgl_kernel._paths import force_path
 from sgl_kernel.scalar_type import ScalarType, scalar_types
 from torch import Tensor
 
@@ -20,6 +21,9 @@ from ._tensors import DEVICE, HALVES, embed_rows, name, randn
 ROWS = (0, 1, 2, 3, 7, 17, 33, 65, 127, 129, 1000)
 SHAPES = ((64, 128), (128, 256), (192, 384), (256, 1024), (576, 640), (1088, 2048), (5120, 1024))
 GROUP_SIZES = (-1, 32, 64, 128)
+# The path that every GPU has, and this one's own for 4-bit weights.
+PATHS = ("generic", "sm90") if torch.cuda.get_device_capability() == (9, 0) else ("generic",)
+KINDS = [(type_, path) for type_ in TYPES for path in (PATHS if type_.size_bits == 4 else PATHS[:1])]
 
 
 def product(weight: MarlinWeight, a: Tensor, c: Tensor | None = None) -> Tensor:
@@ -35,9 +39,10 @@ def assert_product(result: Tensor, a: Tensor, dense: Tensor, bias: Tensor | None
     assert_close(result, expected, slack=slack, label="gptq_marlin_gemm")
 
 
-def check(weight: MarlinWeight, m: int, dtype: torch.dtype) -> None:
+def check(weight: MarlinWeight, m: int, dtype: torch.dtype, path: str = "auto") -> None:
     a = randn(m, weight.size_k, dtype=dtype)
-    result = product(weight, a)
+    with force_path(path):
+        result = product(weight, a)
     assert (result.shape, result.dtype) == ((m, weight.size_n), dtype)
     assert_product(result, a, weight.dense())
     assert not weight.workspace.any()
@@ -46,27 +51,31 @@ def check(weight: MarlinWeight, m: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", HALVES, ids=name)
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("m", ROWS)
-@pytest.mark.parametrize("type_", TYPES, ids=str)
-def test_rows(type_: ScalarType, m: int, group_size: int, dtype: torch.dtype) -> None:
-    check(random_weight(type_, 192, 512, group_size, dtype, DEVICE), m, dtype)
+@pytest.mark.parametrize(("type_", "path"), KINDS, ids=str)
+def test_rows(type_: ScalarType, path: str, m: int, group_size: int, dtype: torch.dtype) -> None:
+    check(random_weight(type_, 192, 512, group_size, dtype, DEVICE), m, dtype, path)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name)
 @pytest.mark.parametrize(("size_n", "size_k"), SHAPES)
-@pytest.mark.parametrize(
-    "m",
-    [pytest.param(m, marks=pytest.mark.sanitizer) if m in (1, 17) else m for m in (1, 16, 17, 48, 129, 520)],
-)
-@pytest.mark.parametrize("type_", TYPES, ids=str)
-def test_shapes(type_: ScalarType, m: int, size_n: int, size_k: int, dtype: torch.dtype) -> None:
-    check(random_weight(type_, size_n, size_k, 128, dtype, DEVICE), m, dtype)
+@pytest.mark.parametrize("m", [1, 16, 17, 48, 129, 520])
+@pytest.mark.parametrize(("type_", "path"), KINDS, ids=str)
+def test_shapes(type_: ScalarType, path: str, m: int, size_n: int, size_k: int, dtype: torch.dtype) -> None:
+    check(random_weight(type_, size_n, size_k, 128, dtype, DEVICE), m, dtype, path)
 
 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("m", [1, 16, 32, 64, 100])
-@pytest.mark.parametrize("type_", TYPES, ids=str)
-def test_every_tile(type_: ScalarType, m: int) -> None:
-    check(random_weight(type_, 320, 256, 32, torch.bfloat16, DEVICE), m, torch.bfloat16)
+@pytest.mark.parametrize(("type_", "path"), KINDS, ids=str)
+def test_every_tile(type_: ScalarType, path: str, m: int) -> None:
+    check(random_weight(type_, 320, 256, 32, torch.bfloat16, DEVICE), m, torch.bfloat16, path)
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("dtype", HALVES, ids=name)
+@pytest.mark.parametrize("m", [1, 16, 100])
+def test_the_deeper_pipelines_and_the_larger_tile_of_sm_90a(m: int, dtype: torch.dtype) -> None:
+    check(random_weight(scalar_types.uint4, 12800, 5120, 128, dtype, DEVICE), m, dtype)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name)
@@ -94,23 +103,26 @@ def test_a_permutation_out_of_range_does_not_fault() -> None:
     torch.cuda.synchronize()
 
 
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("m", [1, 20, 200])
 @pytest.mark.parametrize(("pad", "offset"), [(0, 0), (8, 8), (1, 3)])
-def test_strided_operands(m: int, pad: int, offset: int) -> None:
+def test_strided_operands(m: int, pad: int, offset: int, path: str) -> None:
     """An unaligned a is copied first; nothing beyond the rows of c is written."""
     weight = random_weight(scalar_types.uint4, 192, 512, 128, torch.bfloat16, DEVICE)
     values = randn(m, 512, dtype=torch.bfloat16)
     a = embed_rows(values, pad=pad, offset=offset)
     c = embed_rows(torch.zeros(m, 192, dtype=torch.bfloat16, device=DEVICE), pad=6, offset=2, poisoned=True)
-    assert product(weight, a.view, c.view) is c.view
+    with force_path(path):
+        assert product(weight, a.view, c.view) is c.view
     assert_product(c.view, values, weight.dense())
     c.assert_guards_intact()
 
 
+@pytest.mark.parametrize("type_", [scalar_types.float8_e4m3fn, scalar_types.uint4b8], ids=str)
 @pytest.mark.parametrize("m", [1, 130])
 @pytest.mark.parametrize("size_k", [128, 2048])
-def test_bias(m: int, size_k: int) -> None:
-    weight = random_weight(scalar_types.float8_e4m3fn, 320, size_k, -1, torch.float16, DEVICE)
+def test_bias(type_: ScalarType, m: int, size_k: int) -> None:
+    weight = random_weight(type_, 320, size_k, -1, torch.float16, DEVICE)
     a, permuted = randn(m, size_k, dtype=torch.float16), randn(320, dtype=torch.float16)
     result = sgl_kernel.gptq_marlin_gemm(*weight.arguments(a), b_bias=permuted)
     assert_product(result, a, weight.dense(), marlin.unpack_scales(permuted[None], is_single=True)[0])
@@ -118,12 +130,45 @@ def test_bias(m: int, size_k: int) -> None:
 
 @pytest.mark.parametrize("m", [1, 17, 64, 300])
 @pytest.mark.parametrize("size_n", [320, 5120])
-def test_repeats_are_equal_bit_by_bit(m: int, size_n: int) -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_repeats_are_equal_bit_by_bit(path: str, m: int, size_n: int) -> None:
     weight = random_weight(scalar_types.uint4, size_n, 2048, 128, torch.bfloat16, DEVICE)
     a = randn(m, 2048, dtype=torch.bfloat16)
-    first = product(weight, a)
-    for _ in range(100):
-        assert_same_bits(product(weight, a), first, "gptq_marlin_gemm")
+    with force_path(path):
+        first = product(weight, a)
+        for _ in range(100):
+            assert_same_bits(product(weight, a), first, "gptq_marlin_gemm")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_weights_that_were_written_just_before(path: str) -> None:
+    """What is fetched before the predecessor ends must not be what it overwrites."""
+    weight = random_weight(scalar_types.uint4, 5120, 2048, 128, torch.bfloat16, DEVICE)
+    other = random_weight(scalar_types.uint4, 5120, 2048, 128, torch.bfloat16, DEVICE, seed=1)
+    a = randn(40, 2048, dtype=torch.bfloat16)
+    with force_path(path):
+        expected = product(other, a)
+        for _ in range(20):
+            saved = weight.packed.clone(), weight.scales.clone(), weight.zeros.clone()
+            product(weight, a)
+            for mine, theirs in (
+                (weight.packed, other.packed),
+                (weight.scales, other.scales),
+                (weight.zeros, other.zeros),
+            ):
+                mine.copy_(theirs)
+            assert_same_bits(product(weight, a), expected, "gptq_marlin_gemm")
+            for mine, back in zip((weight.packed, weight.scales, weight.zeros), saved, strict=True):
+                mine.copy_(back)
+
+
+def test_a_path_that_these_weights_lack() -> None:
+    weight = random_weight(scalar_types.uint8b128, 64, 128, -1, torch.bfloat16, DEVICE)
+    with (
+        force_path("sm90"),
+        pytest.raises(RuntimeError, match="gptq_marlin_gemm: path: expected one that this GPU has"),
+    ):
+        product(weight, randn(1, 128, dtype=torch.bfloat16))
 
 
 def test_a_row_does_not_depend_on_the_others_of_its_tile() -> None:
@@ -140,7 +185,7 @@ def test_a_row_does_not_depend_on_the_others_of_its_tile() -> None:
 
 def test_model_shapes() -> None:
     """Those of Qwen3-32B that are cut into pieces most unevenly, on a slice of the columns' reference."""
-    for size_n, size_k, m in ((10240, 5120, 5), (5120, 25600, 16), (51200, 5120, 250)):
+    for size_n, size_k, m in ((10240, 5120, 5), (5120, 25600, 16), (51200, 5120, 250), (5120, 8192, 100)):
         weight = random_weight(scalar_types.uint4, size_n, size_k, 128, torch.bfloat16, DEVICE)
         a = randn(m, size_k, dtype=torch.bfloat16)
         assert_product(product(weight, a), a, weight.dense())

@@ -38,9 +38,9 @@ def check(ids: Tensor, buckets: int, block: int, is_padded: bool = True) -> None
     assert (labels[expected_labels.numel() :] == UNTOUCHED).all()
 
 
-# The last is of 4096 choices, the most for one block; the next of one more.
-TOKENS = [0, 1, 3, 16, pytest.param(50, marks=pytest.mark.sanitizer), 256, 512]
-TOKENS += [pytest.param(513, marks=pytest.mark.sanitizer), 4096, 16384, 20001]
+# A block places 128 choices, the choices of 16 tokens; 2048 tokens are the most for one launch.
+TOKENS = [0, 1, 3, 16, pytest.param(50, marks=pytest.mark.sanitizer), 256, 257, 1000, 2048]
+TOKENS += [pytest.param(2049, marks=pytest.mark.sanitizer), 4096, 16384, 20001]
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=name)
@@ -51,12 +51,12 @@ def test_align(tokens: int, experts: int, block: int, dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("is_padded", [False, True])
-@pytest.mark.parametrize("tokens", [100, 700])
+@pytest.mark.parametrize("tokens", [1, 100, 700, 3000])
 def test_padding_by_the_caller_or_the_kernel(tokens: int, is_padded: bool) -> None:
     check(torch.randint(0, 128, (tokens, 8), device=DEVICE), 129, 64, is_padded)
 
 
-@pytest.mark.parametrize("tokens", [100, 700, 4096])
+@pytest.mark.parametrize("tokens", [100, 256, 700, 4096])
 def test_skewed_choices(tokens: int) -> None:
     ids = torch.full((tokens, 8), 5, device=DEVICE)
     check(ids, 129, 64)
@@ -67,7 +67,7 @@ def test_skewed_choices(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("experts", [700, 1500, 5000, 15000])
-@pytest.mark.parametrize("tokens", [3, 1000])
+@pytest.mark.parametrize("tokens", [3, 1000, 3000])
 def test_many_experts(tokens: int, experts: int) -> None:
     """Counters of so many buckets leave room for fewer warps."""
     ids = torch.randint(-1, experts, (tokens, 8), device=DEVICE)
@@ -75,7 +75,7 @@ def test_many_experts(tokens: int, experts: int) -> None:
     check(ids.int(), experts + 1, 16)
 
 
-@pytest.mark.parametrize("tokens", [10, 1000])
+@pytest.mark.parametrize("tokens", [10, 1000, 3000])
 def test_choices_outside_of_all_buckets_are_left_out(tokens: int) -> None:
     ids = torch.randint(-1, 20, (tokens, 8), device=DEVICE)
     ids[0, :4] = torch.tensor([-2, 20, 1 << 40, -(1 << 40)], device=DEVICE)
@@ -83,7 +83,7 @@ def test_choices_outside_of_all_buckets_are_left_out(tokens: int) -> None:
 
 
 def test_small_outputs_are_not_overrun() -> None:
-    for tokens in (10, 1000):
+    for tokens in (10, 1000, 3000):
         ids = torch.randint(0, 20, (tokens, 8), device=DEVICE, dtype=torch.int32)
         buffer = torch.full((200,), UNTOUCHED, dtype=torch.int32, device=DEVICE)
         total, scratch = buffer[190:191], buffer[150:180]

@@ -32,10 +32,17 @@ def check_softmax(logits: Tensor, topk: int, renormalize: bool) -> None:
 @pytest.mark.parametrize("renormalize", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize(("experts", "topk"), EXPERTS)
-@pytest.mark.parametrize("tokens", [0, 1, pytest.param(5, marks=pytest.mark.sanitizer), 129, 4096])
+@pytest.mark.parametrize("tokens", [0, 1, 129, 4096])
 def test_topk_softmax(tokens: int, experts: int, topk: int, dtype: torch.dtype, renormalize: bool) -> None:
     """Rounded to 16 bits, many logits are equal: the lower expert comes first."""
     check_softmax(randn(tokens, experts, dtype=dtype, scale=3.0), topk, renormalize)
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize(("experts", "topk"), EXPERTS)
+def test_topk_softmax_of_few_tokens(experts: int, topk: int, dtype: torch.dtype) -> None:
+    check_softmax(randn(5, experts, dtype=dtype, scale=3.0), topk, renormalize=True)
 
 
 @pytest.mark.parametrize("experts", [60, 700])
@@ -79,12 +86,15 @@ GATES = [(256, 8, 4, 8), (128, 4, 2, 6), (64, 8, 3, 6), (32, 1, 1, 8), (8, 8, 3,
 GATES += [(2, 1, 1, 1), (256, 128, 20, 8), (512, 16, 16, 30)]
 
 
+every_gate = pytest.mark.parametrize(("experts", "groups", "topk_group", "topk"), GATES)
+
+
 @pytest.mark.parametrize("is_scaled", [False, True])
 @pytest.mark.parametrize("shared", [0, 2])
 @pytest.mark.parametrize("bias_dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize(("experts", "groups", "topk_group", "topk"), GATES)
-@pytest.mark.parametrize("tokens", [0, pytest.param(5, marks=pytest.mark.sanitizer), 1025])
+@every_gate
+@pytest.mark.parametrize("tokens", [0, 5, 1025])
 def test_moe_fused_gate(
     tokens: int,
     experts: int,
@@ -117,6 +127,15 @@ def test_moe_fused_gate(
     assert_close(weights[:, :topk].contiguous(), share, ulps=32)
     assert (ids[:, topk:] == torch.arange(experts, experts + shared, device=DEVICE)).all()
     assert (weights[:, topk:] == (1.0 if is_scaled else torch.tensor(0.4))).all()
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@every_gate
+def test_moe_fused_gate_of_few_tokens(
+    experts: int, groups: int, topk_group: int, topk: int, dtype: torch.dtype
+) -> None:
+    test_moe_fused_gate(3, experts, groups, topk_group, topk, dtype, dtype, 2, True)
 
 
 def test_equal_choices_go_to_the_lower_group_and_expert() -> None:

@@ -217,7 +217,11 @@ def test_cpu_and_cuda_agree(name: str) -> None:
     on_cpu = SAMPLES[name]("cpu")
     on_cpu.call()
     for result, reference in zip(eager(name), on_cpu.written, strict=True):
-        assert_close(result.cpu(), reference.double(), slack=1e-5, label=name)
+        slack = 1e-5
+        if name.startswith("gptq_marlin_gemm"):
+            # The CPU rounds weights times scales to the dtype, the GPU does so with many tokens only.
+            slack = 0.5 * torch.finfo(result.dtype).eps * reference.abs().max().item()
+        assert_close(result.cpu(), reference.double(), slack=slack, label=name)
 
 
 def rejected_calls() -> list[Callable[[], object]]:

@@ -55,7 +55,12 @@ def build(folder: Path) -> Path:
     """Return the module; raises CompilerError with what the compiler said."""
     sources = sorted([*CSRC.glob("runtime/*.cpp"), *CSRC.glob("ops/*.cpp"), *CPP.glob("*.cpp")])
     sources.sort(key=lambda source: "bindings.h" not in source.read_text())  # the longest first
-    flags = [*FLAGS, *include_flags(), f"-DSGLK_FAMILIES={' '.join(f'X({family})' for family in FAMILIES)}"]
+    flags = [
+        *FLAGS,
+        *include_flags(),
+        "-DSGLK_HAS_SM90A=1",
+        f"-DSGLK_FAMILIES={' '.join(f'X({family})' for family in FAMILIES)}",
+    ]
     objects = [folder / f"{source.parent.name}_{source.stem}.o" for source in sources]
     jobs = [
         [*flags, *([] if source.name in UNSANITIZED else SANITIZER), "-c", str(source), "-o", str(target)]

@@ -90,7 +90,7 @@ class EntryPoint:
 
 # PTX ISA, "Kernel and Function Directives: .entry" and "Performance-Tuning Directives: .maxntid".
 ENTRY = re.compile(
-    r"^\.visible \.entry (\w+)\(\n\s*\.param \.align 8 \.b8 \w+\[(\d+)\]\n\)\n\.maxntid (\d+), 1, 1$",
+    r"^\.visible \.entry (\w+)\(\n\s*\.param \.align \d+ \.b8 \w+\[(\d+)\]\n\)\n\.maxntid (\d+), 1, 1$",
     re.MULTILINE,
 )
 
@@ -105,7 +105,7 @@ def entry_points(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
         command = [sys.executable, "-m", "sgl_kernel_rebuild.toolchain", "compile", "--compiler", "nvrtc"]
         command += [
             "--arch",
-            "80",
+            "90a",  # whose code has the kernels of all architectures and those of its own
             "--kind",
             "ptx",
             "--source-root",

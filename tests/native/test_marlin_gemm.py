@@ -15,6 +15,7 @@ from ._tensors import Tensor
 
 OPS = ["gptq_marlin_gemm"]
 UINT4, UINT4B8, UINT8B128, FLOAT8 = 1125899906843648, 1125899907892224, 1125899923621888, 2814749767172868
+AUTO, GENERIC, SM90 = range(3)  # paths
 IDS = {0: UINT4B8, 1: UINT8B128, 2: FLOAT8}  # by the heuristics' weight type
 H200, RTX_5090 = (132, 232448), (170, 101376)  # multiprocessors, bytes of shared memory of a block
 GPUS = st.sampled_from([H200, RTX_5090, (108, 166912), (84, 101376)])
@@ -33,52 +34,67 @@ def test_the_choice_fits(
     native: Any, m: int, n: int, k: int, weight: int, gpu_of_choice: tuple[int, int]
 ) -> None:
     multiprocessors, shared_memory = gpu_of_choice
-    shape, m_tiles, n_tiles, tile_stages, blocks, shared, is_split = native.marlin_gemm.choose(
+    shape, m_tiles, n_tiles, partition, blocks, shared, is_split = native.marlin_gemm.choose(
         m, n, k, weight, False, multiprocessors, shared_memory
     )
-    _, of_weight, is_act_order, tile_m, tile_k = native.marlin_gemm.shapes[shape]
+    _, of_weight, is_act_order, tile_m, unit, shape_shared, _ = native.marlin_gemm.shapes[shape]
     assert (of_weight, is_act_order) == (weight, False)
     assert (m_tiles - 1) * tile_m < m <= m_tiles * tile_m
     assert (n_tiles - 1) * 256 < n <= n_tiles * 256
-    assert tile_stages * tile_k == k
-    assert shared <= shared_memory
-    assert 1 <= blocks <= m_tiles * n_tiles * tile_stages
-    assert is_split or m_tiles * n_tiles % blocks == 0
+    assert partition.tile_units * unit == k
+    assert partition.tiles == m_tiles * n_tiles
+    assert shared == shape_shared <= shared_memory
+    assert 1 <= blocks <= min(multiprocessors, partition.length())
+    assert is_split == (not partition.is_whole and blocks > 1)
     if m_tiles > 1:  # no larger tile of these weights
         assert all(s[3] <= tile_m for s in native.marlin_gemm.shapes if s[1] == weight)
+    else:  # no smaller one that would do
+        assert not any(m <= s[3] < tile_m for s in native.marlin_gemm.shapes if s[1:3] == (weight, False))
 
 
-@settings(deadline=None, max_examples=200)
-@given(tiles=st.integers(1, 60), tile_stages=st.integers(1, 40), blocks=st.integers(1, 300))
-def test_every_stage_belongs_to_one_piece(native: Any, tiles: int, tile_stages: int, blocks: int) -> None:
-    """What `run` writes to a slot of partial sums is what `reduce` reads, in the order of k."""
-    marlin, total = native.marlin_gemm, tiles * tile_stages
-    blocks = min(blocks, total)
-    written: dict[int, tuple[int, int]] = {}
-    whole = set()
-    for block in range(blocks):
-        begin, last = marlin.first_stage(block, blocks, total), marlin.first_stage(block + 1, blocks, total)
-        assert begin < last
-        while begin < last:
-            tile = begin // tile_stages
-            end = min(last, (tile + 1) * tile_stages)
-            if end - begin == tile_stages:
-                whole.add(tile)
-            else:
-                slot = 2 * block + (begin == tile * tile_stages)
-                assert slot not in written
-                written[slot] = (begin, end)
-            begin = end
+@settings(deadline=None, max_examples=300)
+@given(
+    tiles=st.integers(1, 60),
+    tile_units=st.integers(1, 40),
+    cost=st.integers(0, 9),
+    is_whole=st.booleans(),
+    blocks=st.integers(1, 300),
+)
+def test_every_unit_belongs_to_one_block(
+    native: Any, tiles: int, tile_units: int, cost: int, is_whole: bool, blocks: int
+) -> None:
+    """Blocks have consecutive units; who begins a tile waits for all that have more of it."""
+    partition = native.marlin_gemm.Partition(tiles, tile_units, cost, is_whole)
+    blocks = min(blocks, partition.length())
+    first = [partition.first(block, blocks) for block in range(blocks + 1)]
+    assert (first[0], first[-1]) == (0, tiles * tile_units)
+    assert first == sorted(first)
+    for block, (begin, end) in enumerate(itertools.pairwise(first)):
+        assert all(partition.block_of(unit, blocks) == block for unit in range(begin, end))
+        if is_whole:
+            assert begin % tile_units == 0
     for tile in range(tiles):
-        first = marlin.block_of(tile * tile_stages, blocks, total)
-        last = marlin.block_of((tile + 1) * tile_stages - 1, blocks, total)
-        assert (first == last) == (tile in whole)
-        if first != last:
-            pieces = [written.pop(2 * first + 1), *(written.pop(2 * b) for b in range(first + 1, last + 1))]
-            assert pieces[0][0] == tile * tile_stages
-            assert pieces[-1][1] == (tile + 1) * tile_stages
-            assert all(a[1] == b[0] for a, b in itertools.pairwise(pieces))
-    assert not written
+        begins = partition.block_of(tile * tile_units, blocks)
+        ends = partition.block_of((tile + 1) * tile_units - 1, blocks)
+        # Each in between has a part to hand over, and no more than one of a tile that it did not begin.
+        assert all(first[b] < first[b + 1] for b in range(begins, ends + 1))
+        assert all(
+            tile * tile_units < first[b] < (tile + 1) * tile_units for b in range(begins + 1, ends + 1)
+        )
+
+
+@given(teams=st.sampled_from([1, 2, 4]), pieces=st.lists(st.integers(1, 50), min_size=1, max_size=5))
+def test_teams_share_evenly(native: Any, teams: int, pieces: list[int]) -> None:
+    done = [0] * teams
+    before = 0
+    for units in pieces:
+        bounds = [native.marlin_gemm.team_unit(team, teams, before, units) for team in range(teams + 1)]
+        assert (bounds[0], bounds[-1]) == (0, units)
+        for team, (begin, end) in enumerate(itertools.pairwise(bounds)):
+            assert begin <= end
+            done[team] += end - begin
+        before += units
+    assert max(done) - min(done) <= 1
 
 
 @given(m_tiles=st.integers(1, 40), n_tiles=st.integers(1, 40))
@@ -91,13 +107,51 @@ def test_every_tile_is_numbered_once(native: Any, m_tiles: int, n_tiles: int) ->
 @pytest.mark.parametrize("m", [1, 2, 4, 8, 16])
 def test_an_rtx_5090_is_kept_busy(native: Any, m: int, n: int, k: int) -> None:
     choice = native.marlin_gemm.choose(m, n, k, 0, False, *RTX_5090)
-    assert native.marlin_gemm.shapes[choice[0]][0] == "u4_m16"
-    assert choice[4] >= 170
+    assert native.marlin_gemm.shapes[choice[0]][0] == ("u4_m8" if m <= 8 else "u4_m16")
+    assert choice[4] == 170
+
+
+def test_the_deeper_pipeline_is_for_long_ways_in_large_shared_memory(native: Any) -> None:
+    def name(m: int, n: int, k: int, gpu: tuple[int, int]) -> str:
+        return str(native.marlin_gemm.shapes[native.marlin_gemm.choose(m, n, k, 0, False, *gpu)[0]][0])
+
+    assert name(1, 51200, 5120, H200) == "u4_m8_deep"
+    assert name(1, 10240, 5120, H200) == "u4_m8"
+    assert name(9, 10240, 5120, H200) == "u4_m16_deep"
+    assert name(9, 256, 1024, H200) == "u4_m16"
+    assert name(9, 51200, 5120, RTX_5090) == "u4_m16"
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    m=st.integers(1, 300) | st.integers(1, 20_000),
+    n=st.integers(1, 900).map(lambda x: 64 * x),
+    k=st.integers(1, 200).map(lambda x: 128 * x),
+)
+def test_the_choice_of_sm_90a_fits(native: Any, m: int, n: int, k: int) -> None:
+    shape, m_tiles, n_tiles, partition, blocks, shared, is_split = native.marlin_gemm.choose_sm90(
+        m, n, k, H200[0]
+    )
+    _, tokens, columns, shape_shared = native.marlin_gemm.sm90_shapes[shape]
+    assert (m_tiles - 1) * tokens < m <= m_tiles * tokens
+    assert (n_tiles - 1) * columns < n <= n_tiles * columns
+    assert (partition.tiles, partition.tile_units) == (m_tiles * n_tiles, k // 128)
+    assert shared == shape_shared <= H200[1]
+    assert 1 <= blocks <= min(H200[0], partition.length())
+    assert is_split == (not partition.is_whole and blocks > 1)
+
+
+def test_who_has_the_path_of_sm_90a(native: Any) -> None:
+    has_path = native.marlin_gemm.has_sm90_path
+    assert has_path(90, 0, False)
+    assert not any(has_path(capability, 0, False) for capability in (80, 89, 100, 120))
+    assert not has_path(90, 1, False)
+    assert not has_path(90, 0, True)
 
 
 def arguments(
     weight: int, *, m: int = 3, n: int = 256, k: int = 1024, groups: int = 8, dtype: str = "bfloat16",
-    has_order: bool = False, a_address: int = 0x8000
+    has_order: bool = False, a_address: int = 0x8000, path: int = AUTO
 ) -> list[Any]:  # fmt: skip
     bits = 4 if weight == 0 else 8
     order = Tensor(k, dtype="int32") if has_order else None
@@ -106,8 +160,8 @@ def arguments(
         Tensor(m, n, dtype=dtype),
         Tensor(k // 16, n * bits // 2, dtype="int32"),
         Tensor(groups, n, dtype=dtype),
-        *(None, order, order, None),
-        *(IDS[weight], m, n, k),
+        *(None, order, order, Tensor(170, dtype="int32"), None),
+        *(IDS[weight], m, n, k, path),
     ]
 
 
@@ -116,11 +170,16 @@ def every_call(native: Any, op: str) -> Iterator[list[Any]]:
     del native, op
     for dtype in ("bfloat16", "float16"):
         for weight in IDS:
-            for m in (1, 20, 40, 100):
-                yield arguments(weight, m=m, dtype=dtype)
+            for m in (1, 12, 20, 100):
+                yield arguments(weight, m=m, dtype=dtype, path=GENERIC)
             if weight != 2:
                 yield arguments(weight, has_order=True, dtype=dtype)
         yield arguments(0, dtype=dtype, a_address=0x8002)
+        for m in (1, 12):  # the deeper pipelines
+            yield arguments(0, m=m, n=51200, k=5120, groups=40, dtype=dtype)
+        yield arguments(0, m=33, dtype=dtype)  # from here on sm_90a has its own
+        yield arguments(0, m=33, dtype=dtype, a_address=0x8002)
+        yield arguments(0, m=200, n=51200, k=5120, groups=40, dtype=dtype)
 
 
 def test_nothing_is_launched_for_no_rows(gpu: Any) -> None:
@@ -129,10 +188,10 @@ def test_nothing_is_launched_for_no_rows(gpu: Any) -> None:
 
 
 REFUSED: list[tuple[int, Any, str]] = [
-    (8, 5, "b_q_type: expected uint4, uint4b8, uint8b128 or float8_e4m3fn, got the type of id 5"),
-    (10, 96, "size_n: expected a multiple of 64, got 96"),
-    (11, 192, "size_k: expected a positive multiple of 128, got 192"),
-    (9, 4, "a.size(0): expected 4 (size_m), got 3"),
+    (9, 5, "b_q_type: expected uint4, uint4b8, uint8b128 or float8_e4m3fn, got the type of id 5"),
+    (11, 96, "size_n: expected a multiple of 64, got 96"),
+    (12, 192, "size_k: expected a positive multiple of 128, got 192"),
+    (10, 4, "a.size(0): expected 4 (size_m), got 3"),
     (0, Tensor(3, 1024, dtype="float32"), "a: expected float16 or bfloat16, got float32"),
     (1, Tensor(3, 256, strides=[257, 1]), "c: expected rows aligned to 4 bytes"),
     (
@@ -147,8 +206,12 @@ REFUSED: list[tuple[int, Any, str]] = [
         "b_scales.size(0): expected 1 group, or groups of 32, 64 or 128 of size_k's 1024 rows",
     ),
     (4, Tensor(8, 32, dtype="int32"), "b_zeros: expected none with this b_q_type, got some"),
+    (13, 9, "path: expected one that this GPU has for these weights, got 9"),
+    (7, Tensor(170), "workspace: expected int32 (fixed by the op), got bfloat16"),
+    (7, Tensor(170, dtype="int32", strides=[2]), "workspace: expected a contiguous tensor, got [170]"),
+    (7, Tensor(2, dtype="int32"), "workspace: expected at least "),
     (5, Tensor(1024, dtype="int32"), "g_idx, perm: expected both or none, got one of them"),
-    (7, Tensor(8), "b_bias.size(0): expected 256 (size_n), got 8"),
+    (8, Tensor(8), "b_bias.size(0): expected 256 (size_n), got 8"),
 ]
 
 

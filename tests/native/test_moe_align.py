@@ -17,21 +17,26 @@ LIMITS = st.sampled_from([101_376, 166_912, 232_448])  # sm_120, sm_80, sm_90
 
 
 @given(
-    choices=st.integers(1, 5000) | st.integers(1, 10_000_000),
+    choices=st.integers(1, 20_000) | st.integers(1, 10_000_000),
     buckets=st.integers(1, 600) | st.integers(1, 65_536),
+    filled=st.just(0) | st.integers(0, 1_000_000),
     limit=LIMITS,
 )
-def test_segments_cover_the_choices(native: Any, choices: int, buckets: int, limit: int) -> None:
-    threads, segment, segments, shared = native.moe_align.choose(choices, buckets, limit)
-    if threads == 0:
+def test_segments_cover_the_choices(native: Any, choices: int, buckets: int, filled: int, limit: int) -> None:
+    placers, segment, blocks, shared, is_single = native.moe_align.choose(choices, buckets, filled, limit)
+    if placers == 0:
         assert 3 * 4 * buckets > limit - 1024  # one warp's counters and the totals do not fit
         return
-    assert threads in (32, 64, 128, 256, 512, 1024)
-    assert shared == (threads // 32 + 2) * buckets * 4 <= limit - 1024
-    assert segment % threads == 0
-    assert segments * segment >= choices > (segments - 1) * segment
-    assert segments <= 128
-    assert (segments == 1) >= (choices <= 4096)
+    assert is_single == (choices <= 16384)
+    assert placers in ((1, 2, 4) if is_single else (1, 2, 4, 8, 16, 32))
+    assert shared == (placers + 2) * buckets * 4 <= limit - 1024
+    assert segment % (32 * placers) == 0
+    segments = -(-choices // segment)
+    if is_single:  # each placer has one row; more blocks than segments only fill
+        assert segment == 32 * placers
+        assert blocks == max(segments, min(-(-filled // 1024), 128))
+    else:
+        assert blocks == segments <= 128
 
 
 def align(ids: Tensor, experts: int = 129, block: int = 64, size: int = 50_000) -> list[Any]:
@@ -46,17 +51,25 @@ def every_call(native: Any, op: str) -> Iterator[list[Any]]:
             yield align(Tensor(tokens, 8, dtype=dtype))
 
 
-def test_one_block_for_few_choices(gpu: Any) -> None:
-    gpu.torch.call(OPS[0], align(Tensor(512, 8, dtype="int32")))
+@pytest.mark.parametrize(
+    ("tokens", "size", "blocks"),
+    [(1, 8135, 8), (16, 8255, 9), (256, 10_175, 16), (2048, 24_511, 128), (1, 10_000_000, 128)],
+)
+def test_one_launch_for_few_choices(gpu: Any, tokens: int, size: int, blocks: int) -> None:
+    gpu.torch.call(OPS[0], align(Tensor(tokens, 8, dtype="int32"), size=size))
     (launch,) = gpu.driver.launches()
     assert launch["kernel"] == "moe_align_block_size_i32_single"
-    assert (launch["grid"], launch["block"], launch["is_pdl"]) == ((1, 1, 1), (1024, 1, 1), True)
-    assert launch["shared_bytes"] == 34 * 129 * 4
-    assert (launch["params"]["choices"], launch["params"]["segment"], launch["params"]["counts"]) == (
-        4096,
-        4096,
-        0,
-    )
+    assert (launch["grid"], launch["block"], launch["is_pdl"]) == ((blocks, 1, 1), (1024, 1, 1), True)
+    assert launch["shared_bytes"] == 6 * 129 * 4
+    params = launch["params"]
+    assert (params["choices"], params["segment"], params["placers"]) == (8 * tokens, 128, 4)
+    assert params["counts"] == 0
+
+
+def test_blocks_only_for_choices_where_nothing_is_filled(gpu: Any) -> None:
+    values = align(Tensor(16, 8, dtype="int32"))
+    gpu.torch.call(OPS[0], [*values[:-1], False])
+    assert gpu.driver.launches()[0]["grid"] == (1, 1, 1)
 
 
 def test_two_kernels_for_many(gpu: Any) -> None:
@@ -67,13 +80,15 @@ def test_two_kernels_for_many(gpu: Any) -> None:
         "moe_align_block_size_i64_place",
     ]
     assert count["grid"] == place["grid"] == (32, 1, 1)
+    assert count["block"] == place["block"] == (1024, 1, 1)
     assert (count["shared_bytes"], place["shared_bytes"]) == (129 * 4, 34 * 129 * 4)
     assert count["params"] == place["params"]
+    assert (count["params"]["segment"], count["params"]["placers"]) == (1024, 32)
     assert count["params"]["counts"] != 0
 
 
 def test_no_choices_are_still_counted(gpu: Any) -> None:
-    gpu.torch.call(OPS[0], align(Tensor(0, 8, dtype="int32")))
+    gpu.torch.call(OPS[0], align(Tensor(0, 8, dtype="int32"), size=100))
     (launch,) = gpu.driver.launches()
     assert launch["grid"] == (1, 1, 1)
 

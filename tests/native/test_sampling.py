@@ -222,11 +222,22 @@ def refusals() -> Iterator[tuple[str, dict[str, Any], str]]:
             {"output": Tensor(4, 64, dtype=f32, device="cuda:1")},
             "output: expected a tensor on cuda:0 (device of the input), got one on cuda:1",
         )
+        yield op, {"output": Tensor(4, dtype=f32)}, "output: expected 2-D [batch, vocabulary], got 1-D [4]"
+        yield (
+            op,
+            {"output": Tensor(4, 64, dtype=f32, strides=[128, 2])},
+            "output.stride(-1): expected 1, got 2",
+        )
     for op in SAMPLERS:
         yield (
             op,
             {"output": Tensor(5, dtype="int32")},
             "output.size(0): expected 4 (rows of the input), got 5",
+        )
+        yield (
+            op,
+            {"output": Tensor(4, dtype="int32", device="cuda:1")},
+            "output: expected a tensor on cuda:0 (device of the input), got one on cuda:1",
         )
         yield op, {"output": Tensor(4, 1, dtype="int32")}, "output: expected 1-D [batch], got 2-D [4, 1]"
         yield op, {"input": Tensor(4, 0, dtype=f32)}, "probs.size(1): expected at least 1, got 0"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sgl_kernel_rebuild.errors import ToolchainError
 from sgl_kernel_rebuild.toolchain._cache import Cache, Entry
+from sgl_kernel_rebuild.toolchain._files import sha256
 
 REPORT = {"source": "norm.cu"}
 
@@ -108,3 +109,34 @@ def test_bound_that_is_no_number(monkeypatch: pytest.MonkeyPatch, limit: str) ->
     monkeypatch.setenv("SGLK_CACHE_LIMIT_MB", limit)
     with pytest.raises(ToolchainError, match="SGLK_CACHE_LIMIT_MB: expected a whole number of megabytes"):
         Cache.from_environment()
+
+
+def test_entry_whose_report_is_no_json_is_a_miss(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.store(key(1), Entry(b"code", REPORT))
+    (path,) = tmp_path.rglob("*.entry")
+    rest = b"no report\ncode"
+    path.write_bytes(sha256(rest).encode() + b"\n" + rest)
+    assert cache.load(key(1)) is None
+
+
+def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: object, target: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    cache = Cache(tmp_path)
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        cache.store(key(1), Entry(b"code", REPORT))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_clear_of_what_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    cache = Cache(tmp_path)
+    cache.store(key(1), Entry(b"code", REPORT))
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(ToolchainError, match=r"cache: .*\.entry: cannot be removed: Permission denied"):
+        cache.clear()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import sgl_kernel_rebuild
 from sgl_kernel_rebuild.errors import ToolchainError
-from sgl_kernel_rebuild.toolchain import Image, Kind, build_record, compile_device, pack
+from sgl_kernel_rebuild.toolchain import Image, Kind, _fatbin, build_record, compile_device, pack
 from sgl_kernel_rebuild.toolchain._compile import make_compiler
 from sgl_kernel_rebuild.toolchain._nvcc import Nvcc
 
@@ -158,6 +158,15 @@ def test_pack_what_is_neither(tmp_path: Path, kind: str, expected: str) -> None:
         pack([Image(kind, "80", tmp_path / "k")], tmp_path / "k.fatbin")  # type: ignore[arg-type]
 
 
+def test_pack_by_a_packer_that_packs_nothing(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_fatbin, "_pack_nvfatbin", lambda *arguments: b"nothing")
+    with pytest.raises(ToolchainError, match=r"pack: .*k\.fatbin: the packer returned no fat binary"):
+        pack(built.images, tmp_path / "k.fatbin", compiler="nvrtc")
+    assert not (tmp_path / "k.fatbin").exists()
+
+
 def test_pack_with_unknown_compiler(built: Built, tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match="compiler: expected nvrtc or nvcc, got 'clang'"):
         pack(built.images, tmp_path / "k.fatbin", compiler="clang")
@@ -239,6 +248,20 @@ def test_record_of_what_is_no_report(built: Built, text: str) -> None:
     built.reports[0].write_text(text)
     with pytest.raises(ToolchainError, match=r"record: .*: expected a compile report"):
         built.record()
+
+
+def test_record_of_a_report_of_another_kind(built: Built) -> None:
+    report = json.loads(built.reports[0].read_text())
+    built.reports[0].write_text(json.dumps({**report, "kind": "object"}))
+    with pytest.raises(ToolchainError, match="expected a compile report, which this is not"):
+        built.record()
+
+
+def test_record_takes_headers_outside_the_project_as_they_were_seen(built: Built) -> None:
+    for path in built.reports:
+        report = json.loads(path.read_text())
+        path.write_text(json.dumps({**report, "inputs": {**report["inputs"], "<include 0>/x.cuh": "0" * 64}}))
+    assert built.record()["inputs"]["<include 0>/x.cuh"] == "0" * 64
 
 
 def test_record_of_missing_report(built: Built, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from sgl_kernel_rebuild.errors import ToolchainError
-from sgl_kernel_rebuild.toolchain import Image, compile_device, pack
+from sgl_kernel_rebuild.errors import CompileError, ToolchainError
+from sgl_kernel_rebuild.toolchain import Image, _nvrtc, compile_device, pack
+from sgl_kernel_rebuild.toolchain._model import Job
 from sgl_kernel_rebuild.toolchain._nvrtc import Nvrtc
 from sgl_kernel_rebuild.toolchain._wheels import CCCL, CUDART, NVFATBIN, NVRTC, folder, library, version
 
@@ -79,3 +80,42 @@ def test_packer_that_cannot_be_loaded(site: Path, tmp_path: Path) -> None:
     (tmp_path / "k.cubin").write_bytes(b"\x7fELF")
     with pytest.raises(ToolchainError, match=r"nvfatbin: .*libnvfatbin\.so\.12: cannot be loaded"):
         pack([Image("cubin", "90", tmp_path / "k.cubin")], tmp_path / "k.fatbin")
+
+
+class FakeNvrtc:
+    """cuda.bindings.nvrtc, as far as loading it goes."""
+
+    class nvrtcResult:
+        NVRTC_SUCCESS = 0
+
+    def __init__(self, *answer: int) -> None:
+        self.answer = answer
+
+    def nvrtcVersion(self) -> tuple[int, ...]:
+        return self.answer
+
+    def nvrtcGetErrorString(self, status: int) -> tuple[int, bytes]:
+        return 0, f"NVRTC_ERROR_{status}".encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((0, 12, 9), "nvrtc: expected 12.8.93 of the installed wheel, got 12.9\n"),
+        ((7, 0, 0), "nvrtc: unexpected NVRTC_ERROR_7\n"),
+    ],
+)
+def test_bindings_that_reach_another_library(
+    site: Path, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, ...], message: str
+) -> None:
+    monkeypatch.setattr(_nvrtc.ctypes, "CDLL", lambda path, mode: None)
+    monkeypatch.setattr(_nvrtc.importlib, "import_module", lambda name: FakeNvrtc(*answer))
+    with pytest.raises(ToolchainError) as failure:
+        _nvrtc._load()
+    assert str(failure.value).startswith(message)
+
+
+def test_source_that_vanishes_before_it_is_compiled(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), str(tmp_path / "gone.cu"), "90", "cubin", (), ())
+    with pytest.raises(CompileError, match=r"source: .*gone\.cu: cannot be read: No such file"):
+        _nvrtc._read_source(job)

@@ -99,7 +99,22 @@ class Problem:
     def op_arguments(self, a: Tensor) -> tuple[Any, ...]:
         zeros = self.zeros if self.zeros.numel() else None
         c = torch.empty(a.size(0), N, dtype=a.dtype)
-        return a, c, self.packed, self.scales, zeros, None, None, None, self.type.id, a.size(0), N, K
+        return (
+            a,
+            c,
+            self.packed,
+            self.scales,
+            zeros,
+            None,
+            None,
+            self.workspace,
+            None,
+            self.type.id,
+            a.size(0),
+            N,
+            K,
+            0,
+        )
 
 
 def assert_product(result: Tensor, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -180,14 +195,14 @@ def test_one_graph(compile_whole: Callable[..., Any]) -> None:
 
 WRONG: dict[str, tuple[dict[int, Any], str]] = {
     "type": (
-        {8: scalar_types.int8.id},
+        {9: scalar_types.int8.id},
         "b_q_type: expected uint4, uint4b8, uint8b128 or float8_e4m3fn, got ",
     ),
-    "size_n": ({10: 96}, "size_n: expected a multiple of 64, got 96"),
-    "size_k": ({11: 192}, "size_k: expected a positive multiple of 128, got 192"),
-    "no k": ({11: 0}, "size_k: expected a positive multiple of 128, got 0"),
+    "size_n": ({11: 96}, "size_n: expected a multiple of 64, got 96"),
+    "size_k": ({12: 192}, "size_k: expected a positive multiple of 128, got 192"),
+    "no k": ({12: 0}, "size_k: expected a positive multiple of 128, got 0"),
     "a dtype": ({0: torch.ones(3, K)}, "a: expected float16 or bfloat16, got float32"),
-    "a rows": ({9: 4}, "a.size(0): expected 4 (size_m), got 3"),
+    "a rows": ({10: 4}, "a.size(0): expected 4 (size_m), got 3"),
     "a stride": ({0: torch.ones(K, 3).half().t()}, "a.stride(-1): expected 1, got 3"),
     "c shape": ({1: torch.ones(3, N + 64).half()}, "c.size(1): expected 128 (size_n), got 192"),
     "c dtype": ({1: torch.ones(3, N).bfloat16()}, "c: expected float16 (dtype of a), got bfloat16"),
@@ -212,17 +227,18 @@ WRONG: dict[str, tuple[dict[int, Any], str]] = {
     "no groups": ({3: torch.ones(0, N).half()}, "b_scales.size(0): expected at least one group, got 0"),
     "scales dtype": ({3: torch.ones(2, N)}, "b_scales: expected float16 (dtype of a), got float32"),
     "zeros": ({4: torch.zeros(2, 16).int()}, "b_zeros: expected none with this b_q_type, got some"),
-    "no zeros": ({8: scalar_types.uint4.id}, "b_zeros: expected zero points with uint4, got none"),
+    "no zeros": ({9: scalar_types.uint4.id}, "b_zeros: expected zero points with uint4, got none"),
     "order": ({5: torch.zeros(K).int()}, "g_idx, perm: expected both or none, got one of them"),
     "order of zeros": (
-        {**{i: torch.zeros(K).int() for i in (5, 6)}, 4: torch.zeros(2, 16).int(), 8: scalar_types.uint4.id},
+        {**{i: torch.zeros(K).int() for i in (5, 6)}, 4: torch.zeros(2, 16).int(), 9: scalar_types.uint4.id},
         "g_idx: expected none with b_zeros or float8 weights, got one",
     ),
     "perm size": (
         {5: torch.zeros(K).int(), 6: torch.zeros(8).int()},
         "perm.size(0): expected 256 (size_k), got 8",
     ),
-    "bias size": ({7: torch.ones(8).half()}, "b_bias.size(0): expected 128 (size_n), got 8"),
+    "workspace": ({7: torch.zeros(132)}, "workspace: expected int32 (fixed by the op), got float32"),
+    "bias size": ({8: torch.ones(8).half()}, "b_bias.size(0): expected 128 (size_n), got 8"),
 }
 
 

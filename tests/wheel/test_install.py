@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
 import pytest
 
-WHEELHOUSE = Path(__file__).parents[2] / "wheelhouse"
+WHEELHOUSE = Path(os.environ.get("SGLK_WHEELHOUSE") or Path(__file__).parents[2] / "wheelhouse")
 
 
 class Environment:
@@ -26,10 +28,13 @@ class Environment:
     def install(self, *arguments: str) -> None:
         self.pip("install", "--quiet", "--no-deps", *arguments)
 
+    @property
+    def site(self) -> Path:
+        return next((self.python.parent.parent / "lib").glob("python*/site-packages"))
+
     def files(self) -> set[str]:
         """Paths below site-packages, without what pip and Python made themselves."""
-        site = next((self.python.parent.parent / "lib").glob("python*/site-packages"))
-        names = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
+        names = {str(path.relative_to(self.site)) for path in self.site.rglob("*") if path.is_file()}
         return {
             name for name in names if not name.startswith(("pip", "setuptools", "_distutils", "distutils-"))
         }
@@ -57,13 +62,32 @@ def test_nothing_but_the_wheelhouse_is_needed(tmp_path: Path) -> None:
     assert environment.version().startswith("0.3.7+cu128.")
 
 
-def test_an_upgrade_leaves_nothing_of_the_published_wheel(fresh: Environment, tmp_path: Path) -> None:
-    environment = Environment(tmp_path)
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """An environment with the published wheel; the last test that uses it upgrades it."""
+    environment = Environment(tmp_path_factory.mktemp("published"))
     environment.install("sgl-kernel==0.3.7", "--only-binary=:all:")
     assert environment.version() == "0.3.7"
-    assert any(name.startswith("deep_gemm/") for name in environment.files())
-    environment.install("--upgrade", "--find-links", str(WHEELHOUSE), "sgl-kernel==0.3.7")
-    left = {name for name in environment.files() if "__pycache__" not in name}
+    return environment
+
+
+def test_the_published_wheel_fits_torch_2_8_0_alone(published: Environment) -> None:
+    """What the auditor says of it, as the README quotes."""
+    library = published.site / "sgl_kernel" / "common_ops.abi3.so"
+    command = [sys.executable, "-m", "sgl_kernel_rebuild", "audit", "--json", str(library)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (10, "")  # some release from 2.7.0 on lacks a symbol
+    (report,) = json.loads(result.stdout)["reports"]
+    assert [x["torch"] for x in report["releases"] if x["verdict"] == "fits"] == ["2.8.0"]
+    missing = "under 2.7.0 it lacks c10::cuda::SetDevice(signed char, bool), first exported by 2.8.0"
+    assert f"{missing} (nearest there: c10::cuda::SetDevice(signed char))" in report["conclusion"]
+
+
+def test_an_upgrade_leaves_nothing_of_the_published_wheel(fresh: Environment, published: Environment) -> None:
+    assert any(name.startswith("deep_gemm/") for name in published.files())
+    published.install("--upgrade", "--find-links", str(WHEELHOUSE), "sgl-kernel==0.3.7")
+    assert published.version().startswith("0.3.7+cu128.")
+    left = {name for name in published.files() if "__pycache__" not in name}
     assert left == {name for name in fresh.files() if "__pycache__" not in name}
 
 

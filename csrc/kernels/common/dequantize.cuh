@@ -43,6 +43,33 @@ __device__ __forceinline__ uint32_t multiply(uint32_t x, uint32_t y) {
   return Pair<T>::bits(__hmul2(Pair<T>::value(x), Pair<T>::value(y)));
 }
 
+template <class T>
+constexpr bool is_bf16 = false;
+template <>
+constexpr bool is_bf16<bf16> = true;
+
+template <class T>
+__device__ __forceinline__ float2 to_floats(uint32_t pair);
+template <>
+__device__ __forceinline__ float2 to_floats<bf16>(uint32_t pair) {
+  return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000)};
+}
+template <>
+__device__ __forceinline__ float2 to_floats<f16>(uint32_t pair) {
+  return __half22float2(Pair<f16>::value(pair));
+}
+
+template <class T>
+__device__ __forceinline__ uint32_t from_floats(float low, float high);
+template <>
+__device__ __forceinline__ uint32_t from_floats<bf16>(float low, float high) {
+  return Pair<bf16>::bits(__floats2bfloat162_rn(low, high));
+}
+template <>
+__device__ __forceinline__ uint32_t from_floats<f16>(float low, float high) {
+  return Pair<f16>::bits(__floats2half2_rn(low, high));
+}
+
 __device__ __forceinline__ uint32_t twice_low(uint32_t x) { return __byte_perm(x, x, 0x1010); }
 __device__ __forceinline__ uint32_t twice_high(uint32_t x) { return __byte_perm(x, x, 0x3232); }
 

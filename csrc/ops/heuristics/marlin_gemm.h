@@ -19,80 +19,137 @@ struct Shape {
   bool is_act_order;
   Tile tile;
 };
-// The GEMM kernels of an element type, per sort of weights by rising tile, then the two helpers.
+// The GEMM kernels of an element type, per sort of weights by rising tile, and `gather`. Of two with the same
+// tile the second has the deeper pipeline.
 constexpr Shape kShapes[] = {
-    {"u4_m16", kUint4, false, kTile16},          {"u4_m32", kUint4, false, kTile32},
-    {"u4_m64", kUint4, false, kTile64},          {"u4_m128", kUint4, false, kTile128},
-    {"u8_m16", kUint8, false, kTile16Byte},      {"u8_m64", kUint8, false, kTile64Byte},
-    {"fp8_m16", kFloat8, false, kTile16Byte},    {"fp8_m64", kFloat8, false, kTile64Byte},
-    {"u4_act_order_m64", kUint4, true, kTile64}, {"u8_act_order_m64", kUint8, true, kTile64Byte},
-    {"reduce", kWeightTypes, false, {}},         {"gather", kWeightTypes, false, {}},
+    {"u4_m8", kUint4, false, kTile8},
+    {"u4_m8_deep", kUint4, false, kTile8Deep},
+    {"u4_m16", kUint4, false, kTile16},
+    {"u4_m16_deep", kUint4, false, kTile16Deep},
+    {"u4_m32", kUint4, false, kTile32},
+    {"u4_m64", kUint4, false, kTile64},
+    {"u8_m16", kUint8, false, kTile16Byte},
+    {"u8_m64", kUint8, false, kTile64Byte},
+    {"fp8_m16", kFloat8, false, kTile16Byte},
+    {"fp8_m64", kFloat8, false, kTile64Byte},
+    {"u4_act_order_m64", kUint4, true, kTile64},
+    {"u8_act_order_m64", kUint8, true, kTile64Byte},
+    {"gather", kWeightTypes, false, {}},
 };
 constexpr int kShapeCount = std::size(kShapes);
-constexpr int kReduce = kShapeCount - 2, kGather = kShapeCount - 1;
-constexpr int kKernelCount = 2 * kShapeCount;
+constexpr int kGather = kShapeCount - 1;
+
+// The kernels of sm_90a, for 4-bit weights without act-order.
+struct Sm90Shape {
+  const char* name;
+  Sm90Tile tile;
+};
+constexpr Sm90Shape kSm90Shapes[] = {{"u4_m64", kSm90Tile64}, {"u4_m128", kSm90Tile128}};
+constexpr int kSm90ShapeCount = std::size(kSm90Shapes);
+constexpr int kKernelCount = 2 * (kShapeCount + kSm90ShapeCount);
+
+enum Path { kAuto, kGeneric, kSm90, kPaths };
 
 struct Choice {
-  int shape;    // index into kShapes
-  int m_tiles;  // tiles of the output
+  int shape;  // index into kShapes or kSm90Shapes
+  int m_tiles;
   int n_tiles;
-  int tile_stages;  // stages of a tile
+  Partition partition;
   int blocks;
   int shared_bytes;  // of a block
-  bool is_split;     // some tiles are shared by blocks: partial sums, then `reduce`
+  bool is_split;     // some tiles are shared by blocks, through memory
 };
 
 constexpr int bits(WeightType weight) { return weight == kUint4 ? 4 : 8; }
 
-// The stages of all tiles, which the launch bounds by 2^31.
-inline int64_t total_stages(const Shape& shape, int64_t m, int64_t n, int64_t k) {
+// What the launch bounds by 2^31: the units of all tiles, and what it costs to begin them. (Those of the
+// sm_90a kernels are fewer.)
+inline int64_t total_units(const Shape& shape, int64_t m, int64_t n, int64_t k) {
   const Tile& tile = shape.tile;
-  return (m + tile.m - 1) / tile.m * ((n + kTileN - 1) / kTileN) * (k / tile.k);
+  return (m + tile.m - 1) / tile.m * ((n + kTileN - 1) / kTileN) * (k / tile.unit() + kTileCost);
 }
 
-// The smallest tile that holds m rows, else the largest.
-inline int choose_shape(int64_t m, WeightType weight, bool is_act_order) {
+// The smallest tile that holds m rows, else the largest; of two pipelines the deeper one if it fits and
+// blocks have enough units to fill it.
+inline int choose_shape(int64_t m, int64_t n, int64_t k, WeightType weight, bool is_act_order,
+                        int multiprocessors, int shared_memory) {
   int best = -1;
-  for (int i = 0; i < kReduce; ++i) {
+  for (int i = 0; i < kGather; ++i) {
+    const Tile& tile = kShapes[i].tile;
     if (kShapes[i].weight != weight || kShapes[i].is_act_order != is_act_order) continue;
-    best = i;
-    if (kShapes[i].tile.m >= m) break;
+    if (best < 0 || (kShapes[best].tile.m < m && tile.m > kShapes[best].tile.m)) {
+      best = i;
+    } else if (tile.m == kShapes[best].tile.m) {
+      // Eight tokens: a block's 24 units were faster with two stages, 60 with three (H200, 2026-11-26).
+      const int64_t enough = tile.m == 8 ? 40 : 8;
+      if (total_units(kShapes[i], m, n, k) >= enough * multiprocessors &&
+          tile.shared_bytes(bits(weight)) <= shared_memory) {
+        best = i;
+      }
+    }
   }
   return best;
 }
 
-// shared_memory: bytes that a block may have; a multiprocessor has 1 KB more, and each block costs 1 KB.
-// m, n, k > 0, n a multiple of 64, k of 128, total_stages < 2^31.
+// Whole tiles while the last wave is nearly full; otherwise pieces, of at least `least` units.
+inline void cut(Choice& choice, int64_t tile_units, int cost, int least, int multiprocessors) {
+  const int tiles = choice.m_tiles * choice.n_tiles;
+  const int64_t waves = (int64_t{tiles} + multiprocessors - 1) / multiprocessors;
+  const bool is_whole = int64_t{tiles} * 100 >= waves * multiprocessors * 92;
+  choice.partition = {tiles, static_cast<int>(tile_units), cost, is_whole};
+  const int64_t pieces = is_whole ? tiles : std::max(1, choice.partition.total() / least);
+  choice.blocks = static_cast<int>(std::min<int64_t>(multiprocessors, pieces));
+  choice.is_split = !is_whole && choice.blocks > 1;
+}
+
+// shared_memory: bytes that a block may have. m, n, k > 0, n a multiple of 64, k of 128, total_units < 2^31.
 inline Choice choose(int64_t m, int64_t n, int64_t k, WeightType weight, bool is_act_order,
                      int multiprocessors, int shared_memory) {
   Choice choice{};
-  choice.shape = choose_shape(m, weight, is_act_order);
+  choice.shape = choose_shape(m, n, k, weight, is_act_order, multiprocessors, shared_memory);
   const Tile& tile = kShapes[choice.shape].tile;
   choice.m_tiles = static_cast<int>((m + tile.m - 1) / tile.m);
   choice.n_tiles = static_cast<int>((n + kTileN - 1) / kTileN);
-  choice.tile_stages = static_cast<int>(k / tile.k);
   choice.shared_bytes = tile.shared_bytes(bits(weight));
-  const int resident =
-      std::clamp((shared_memory + 1024) / (choice.shared_bytes + 1024), 1, tile.min_blocks) * multiprocessors;
-  const int64_t tiles = int64_t{choice.m_tiles} * choice.n_tiles, total = tiles * choice.tile_stages;
+  cut(choice, k / tile.unit(), kTileCost, tile.k_teams, multiprocessors);
+  return choice;
+}
 
-  // Whole tiles while the last wave is nearly full; otherwise even pieces of at least two stages, which cost
-  // the traffic of the partial sums.
-  const int64_t waves = (tiles + resident - 1) / resident;
-  const bool is_even = tiles * 100 >= waves * resident * 92;
-  choice.blocks = static_cast<int>(
-      is_even ? tiles : std::clamp<int64_t>(total / 2, 1, std::min<int64_t>(resident, total)));
-  // Blocks begin on tile boundaries exactly if there are as many tiles, or a divisor of them.
-  choice.is_split = tiles % choice.blocks != 0;
+inline bool has_sm90_path(int compute_capability, WeightType weight, bool is_act_order) {
+  return compute_capability == 90 && weight == kUint4 && !is_act_order;
+}
+// From where it was faster (H200, 2026-11-26).
+inline bool prefers_sm90_path(int64_t m) { return m > 32; }
+
+inline Choice choose_sm90(int64_t m, int64_t n, int64_t k, int multiprocessors) {
+  Choice choice{};
+  // The larger tile where blocks have so many of its units that handing its sums over, 128 KB a block, is
+  // little: at 128 tokens, 10 units of a block were slower than twice as many tiles of 64, 12 the same, 30
+  // faster (H200, 2026-11-26).
+  const Sm90Tile& large = kSm90Shapes[1].tile;
+  const int64_t tiles = (m + large.tokens - 1) / large.tokens * ((n + large.columns() - 1) / large.columns());
+  choice.shape = m > kSm90Shapes[0].tile.tokens && tiles * (k / kSm90Unit) >= int64_t{12} * multiprocessors;
+  const Sm90Tile& tile = kSm90Shapes[choice.shape].tile;
+  choice.m_tiles = static_cast<int>((m + tile.tokens - 1) / tile.tokens);
+  choice.n_tiles = static_cast<int>((n + tile.columns() - 1) / tile.columns());
+  choice.shared_bytes = tile.shared_bytes();
+  cut(choice, k / kSm90Unit, kSm90TileCost, 1, multiprocessors);
   return choice;
 }
 
 inline int kernel_index(ElementType type, int shape) { return int{type} * kShapeCount + shape; }
+inline int sm90_kernel_index(ElementType type, int shape) {
+  return 2 * kShapeCount + int{type} * kSm90ShapeCount + shape;
+}
 
 inline std::string kernel_name(int index) {
-  static constexpr const char* kTypeNames[] = {"bf16", "f16"};
-  return std::string("marlin_gemm_") + kTypeNames[index / kShapeCount] + "_" +
-         kShapes[index % kShapeCount].name;
+  static constexpr const char* kTypeNames[] = {"bf16_", "f16_"};
+  const int sm90 = index - 2 * kShapeCount;
+  if (sm90 >= 0) {
+    return std::string("marlin_gemm_sm90_") + kTypeNames[sm90 / kSm90ShapeCount] +
+           kSm90Shapes[sm90 % kSm90ShapeCount].name;
+  }
+  return std::string("marlin_gemm_") + kTypeNames[index / kShapeCount] + kShapes[index % kShapeCount].name;
 }
 
 }  // namespace sglk::marlin_gemm

@@ -31,7 +31,7 @@ _CHECK = "coverage"
 _RECORD_SCHEMA = 1
 _PTX_ENTRY = re.compile(rb"\.entry\s+([\w$.]+)")
 # A kernel of one architecture says so in its name.
-_ONE_ARCHITECTURE = re.compile(r"sm(\d+)_")
+_ONE_ARCHITECTURE = re.compile(r"(?:^|_)sm(\d+)_")
 # An operator's schema, as it stands in the read-only data: rmsnorm(Tensor x) -> Tensor.
 _SCHEMA_STRING = re.compile(rb"(?<=\0)(?:\w+::)?([A-Za-z_]\w*)\([^\0]*\) -> [^\0]*\0")
 _PADDING = 8
@@ -258,7 +258,7 @@ def _serves(target: str, wanted: str) -> bool:
 
 
 def _is_wanted(pattern: str, target: str) -> bool:
-    one = _ONE_ARCHITECTURE.match(pattern)
+    one = _ONE_ARCHITECTURE.search(pattern)
     return one is None or target.rstrip("af") == f"sm_{one[1]}"
 
 

@@ -25,7 +25,7 @@ __all__ = ["repack", "source_date_epoch"]
 # The beginning of time in a zip file: 1980-01-01.
 _ZIP_EPOCH = 315532800
 _ZIP_END = 4354819198  # 2107-12-31 23:59:58
-_LEVEL = 9
+_LEVEL = 7  # machine code: 2 % larger than at 9, in a quarter of the time
 
 
 def source_date_epoch() -> int:

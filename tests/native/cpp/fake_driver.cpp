@@ -212,6 +212,15 @@ CUresult CUDAAPI cuKernelSetAttribute(CUfunction_attribute which, int value, CUk
   const bool is_limit = which == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
   return is_limit && value == machine().shared_memory - 128 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
+CUresult CUDAAPI cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank, void* address,
+                                        const cuuint64_t*, const cuuint64_t* strides, const cuuint32_t* box,
+                                        const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                        CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+  FAKE_CUDA(cuTensorMapEncodeTiled);
+  const bool is_aligned = reinterpret_cast<uintptr_t>(address) % 16 == 0 && strides[0] % 16 == 0 &&
+                          reinterpret_cast<uintptr_t>(map) % 64 == 0;
+  return rank == 2 && is_aligned && box[0] <= 256 && box[1] <= 256 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
 CUresult CUDAAPI cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** params, void**) {
   FAKE_CUDA(cuLaunchKernelEx);
   const auto* const kernel = reinterpret_cast<CUkern_st*>(function);
@@ -318,6 +327,7 @@ void* __wrap_dlsym(void* library, const char* symbol) {
       FAKE_ENTRY(cuKernelGetAttribute),
       FAKE_ENTRY(cuKernelSetAttribute),
       FAKE_ENTRY(cuLaunchKernelEx),
+      FAKE_ENTRY(cuTensorMapEncodeTiled),
       {kTorchLibrary, kGetCurrentCudaStream, reinterpret_cast<void*>(&aoti_torch_get_current_cuda_stream)},
   };
   for (const Entry& entry : kEntries) {

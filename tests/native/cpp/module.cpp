@@ -235,6 +235,7 @@ py::dict params_of(const fake::Launch& launch) {
     SGLK_FIELD(moe_align, buckets);
     SGLK_FIELD(moe_align, block_size);
     SGLK_FIELD(moe_align, segment);
+    SGLK_FIELD(moe_align, placers);
     SGLK_FIELD(moe_align, is_padded);
   } else if (launch.family == "sampling") {
     SGLK_POINTER(sampling, input);

@@ -242,10 +242,10 @@ void bind_moe_align(py::module_ m) {
   py::list shapes;
   for (const Shape& s : kShapes) shapes.append(py::make_tuple(s.name));
   m.attr("shapes") = shapes;
-  m.attr("max_threads") = kMaxThreads;
-  m.def("choose", [](int64_t choices, int64_t buckets, int64_t shared_limit) {
-    const Choice c = choose(choices, buckets, shared_limit);
-    return py::make_tuple(c.threads, c.segment, c.segments, c.shared);
+  m.attr("max_threads") = kThreads;
+  m.def("choose", [](int64_t choices, int64_t buckets, int64_t filled, int64_t shared_limit) {
+    const Choice c = choose(choices, buckets, filled, shared_limit);
+    return py::make_tuple(c.placers, c.segment, c.blocks, c.shared, c.is_single);
   });
 }
 
@@ -302,28 +302,53 @@ void bind_sampling(py::module_ m) {
 void bind_marlin_gemm(py::module_ m) {
   using namespace sglk::marlin_gemm;
   m.attr("kernel_count") = kKernelCount;
-  m.attr("params_size") = sizeof(Params);
-  m.attr("max_threads") = kThreads;
+  m.def("params_size_of",
+        [](int kernel) { return kernel < 2 * kShapeCount ? sizeof(Params) : sizeof(Sm90Params); });
   m.attr("tile_n") = kTileN;
   m.def("kernel_index",
         [](int /*op*/, int type, int shape) { return kernel_index(static_cast<ElementType>(type), shape); });
   m.def("kernel_name", kernel_name);
   py::list shapes;
-  for (const Shape& s : kShapes)
-    shapes.append(py::make_tuple(s.name, int{s.weight}, s.is_act_order, s.tile.m, s.tile.k));
+  for (const Shape& s : kShapes) {
+    const bool is_gather = &s == kShapes + kGather;  // which has no tile
+    shapes.append(py::make_tuple(s.name, int{s.weight}, s.is_act_order, s.tile.m, s.tile.unit(),
+                                 is_gather ? 0 : s.tile.shared_bytes(bits(s.weight)),
+                                 is_gather ? kGatherThreads : s.tile.threads()));
+  }
   m.attr("shapes") = shapes;
   m.def("choose", [](int64_t rows, int64_t n, int64_t k, int weight, bool is_act_order, int multiprocessors,
                      int shared_memory) {
     const Choice c =
         choose(rows, n, k, static_cast<WeightType>(weight), is_act_order, multiprocessors, shared_memory);
-    return py::make_tuple(c.shape, c.m_tiles, c.n_tiles, c.tile_stages, c.blocks, c.shared_bytes, c.is_split);
+    return py::make_tuple(c.shape, c.m_tiles, c.n_tiles, c.partition, c.blocks, c.shared_bytes, c.is_split);
+  });
+  py::list sm90_shapes;
+  for (const Sm90Shape& s : kSm90Shapes)
+    sm90_shapes.append(py::make_tuple(s.name, s.tile.tokens, s.tile.columns(), s.tile.shared_bytes()));
+  m.attr("sm90_shapes") = sm90_shapes;
+  m.attr("sm90_threads") = kSm90Threads;
+  m.def("has_sm90_path", [](int compute_capability, int weight, bool is_act_order) {
+    return has_sm90_path(compute_capability, static_cast<WeightType>(weight), is_act_order);
+  });
+  m.def("choose_sm90", [](int64_t rows, int64_t n, int64_t k, int multiprocessors) {
+    const Choice c = choose_sm90(rows, n, k, multiprocessors);
+    return py::make_tuple(c.shape, c.m_tiles, c.n_tiles, c.partition, c.blocks, c.shared_bytes, c.is_split);
   });
   m.def("tile_at", [](int tile, int m_tiles, int n_tiles) {
     const TileIndex index = tile_at(tile, m_tiles, n_tiles);
     return py::make_tuple(index.m, index.n);
   });
-  m.def("first_stage", first_stage);
-  m.def("block_of", block_of);
+  py::class_<Partition>(m, "Partition", py::module_local())
+      .def(py::init([](int tiles, int tile_units, int cost, bool is_whole) {
+        return Partition{tiles, tile_units, cost, is_whole};
+      }))
+      .def_readonly("tiles", &Partition::tiles)
+      .def_readonly("tile_units", &Partition::tile_units)
+      .def_readonly("is_whole", &Partition::is_whole)
+      .def("length", &Partition::length)
+      .def("first", &Partition::first)
+      .def("block_of", &Partition::block_of);
+  m.def("team_unit", team_unit);
 }
 
 }  // namespace

@@ -255,3 +255,21 @@ def test_damaged_wheels_give_a_result_or_a_binary_error(tmp_path, library, data)
     path.write_bytes(bytes(damaged[:cut]))
     message = refusal(read_everything, path)
     assert NAME in message or not message
+
+
+@pytest.mark.parametrize("name", ["METADATA", "WHEEL", "RECORD"])
+def test_refuses_documents_that_are_no_text(tmp_path, name):
+    members = [item for item in proper() if item[0] != f"{INFO}/{name}"]
+    path = write(tmp_path / NAME, [*members, (f"{INFO}/{name}", b"\xff\xfe")])
+    with pytest.raises(BinaryError, match=rf"{name}: expected UTF-8 text, got"), open_wheel(path) as wheel:
+        wheel.read_text(f"{INFO}/{name}")
+
+
+def test_refuses_a_record_that_is_no_csv(tmp_path):
+    members = [item for item in proper() if item[0] != f"{INFO}/RECORD"]
+    path = write(tmp_path / NAME, [*members, (f"{INFO}/RECORD", b"x" * 200_000 + b",,\n")])
+    with (
+        pytest.raises(BinaryError, match="RECORD: expected lines of path,hash,size, got"),
+        open_wheel(path) as wheel,
+    ):
+        wheel.check_record()

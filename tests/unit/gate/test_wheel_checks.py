@@ -221,10 +221,11 @@ def test_code_for_one_architecture_less_is_told(make_wheel):
     ]
 
 
-def test_a_kernel_of_one_architecture_is_asked_of_that_one_alone(make_wheel, members):
-    ops = {"scale": {"family": "demo", "kernels": ["scale_*", "sm90_scale_*"]}}
+@pytest.mark.parametrize("pattern", ["sm90_scale_*", "scale_sm90_*"])
+def test_a_kernel_of_one_architecture_is_asked_of_that_one_alone(make_wheel, members, pattern):
+    ops = {"scale": {"family": "demo", "kernels": ["scale_*", pattern]}}
     _, violations = coverage_of(make_wheel(edit(members, OPS, **ops)))
-    assert violations == ["coverage: scale: sm90_scale_*: expected a kernel for sm_90a, got none"]
+    assert violations == [f"coverage: scale: {pattern}: expected a kernel for sm_90a, got none"]
 
 
 def test_a_kernel_that_no_operator_uses_is_told(make_wheel, members):
@@ -248,6 +249,16 @@ def test_operators_without_code_or_registration_are_told(make_wheel, members):
 def test_registered_operators_must_be_listed(make_wheel):
     _, violations = coverage_of(make_wheel({OPS: b'{"add": {"family": "demo", "kernels": ["*"]}}'}))
     assert violations == ["coverage: scale: registered, but not in sgl_kernel/ops.json"]
+
+
+def test_ptx_that_the_record_lacks_is_told(make_wheel, members):
+    record = json.loads(members[RECORD.replace("INFO", "sgl_kernel-0.3.7+cu128.1.dist-info")])
+    for source in record["sources"].values():
+        del source["code"]["compute_120"]
+    _, violations = coverage_of(make_wheel(edit(members, RECORD, sources=record["sources"])))
+    assert violations == [
+        "coverage: csrc/kernels/demo.cu: compute_120: expected in the build record, got none"
+    ]
 
 
 def test_code_that_is_on_no_record_is_told(make_wheel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import zipfile
 
 import pytest
@@ -191,6 +192,15 @@ def test_an_unwritable_place_is_told(make_wheel, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(GateError, match="cannot be written"):
         run_gate(make_wheel(), tmp_path / "file")
+
+
+def test_auditwheel_that_does_not_end_is_told(make_wheel, tmp_path, monkeypatch):
+    def hang(command, timeout, **options):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    with pytest.raises(GateError, match=r"repair: .*\.whl: auditwheel: expected an end within 300 s"):
+        repair(make_wheel(), tmp_path)
 
 
 def test_repair_keeps_the_raw_wheel_and_finds_its_tools_anywhere(make_wheel, tmp_path, monkeypatch):
