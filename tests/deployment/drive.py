@@ -1,14 +1,20 @@
 """Drives `deploy` (local) and `test-api` against real SGLang servers, on a machine with a GPU.
 
-    python -m tests.deployment.drive OUT [--model FOLDER]
+    python3 tests/deployment/drive.py OUT [--model FOLDER]
+    python3 tests/deployment/drive.py OUT --draw       (anywhere: the plots of the reports in OUT)
 
-One server has the shape of Qwen3-32B-AWQ, six layers of it, with dummy weights and the whole profile; the
-other, if --model is given, serves that folder (the consumer tests' small model, say; made there by
-``python -m tests.deployment.drive --make FOLDER``). For each, OUT gets the report of test-api as JSON and its
-plot, and deploy.json the plan, the seconds to readiness, what SGLang logged of its memory, and whether the
-key was seen in a command line, an environment or the log. Exits with 1 where anything is not as it should be.
+One server has the shape of Qwen3-32B-AWQ, six layers of it, dummy weights and the whole profile; the other,
+with --model, serves that folder. OUT gets each server's test-api report, its log without the key, and
+deploy.json: the plan, the seconds to readiness, what SGLang logged of its memory, what debug found, whether
+the key was seen in a command line, an environment, the log or the bundle. Exits with 1 where anything is not
+as it should be.
 
-Needs torch, SGLang, sgl_kernel, and the factory (PYTHONPATH=python, with click, filelock, platformdirs, rich).
+Needs torch 2.7.0, SGLang, sgl_kernel, openai and the factory. For a machine without network, here and there:
+
+    pip install --target build/drive --python-version 3.12 --only-binary=:all: \\
+        wheelhouse/sgl_kernel_rebuild-*.whl
+    pip install --target build/drive --no-deps wheelhouse/sgl_kernel-*.whl
+    PYTHONPATH=$PYTHONPATH:build/drive python3 tests/deployment/drive.py OUT
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +34,7 @@ PROFILE = """
 id = "{model}"
 served-name = "{name}"
 [server]
-quantization = "awq_marlin"
+{weights}
 dtype = "bfloat16"
 context-length = 8192
 mem-fraction-static = 0.85
@@ -35,12 +42,9 @@ max-total-tokens = 32768
 kv-cache-dtype = "fp8_e5m2"
 chunked-prefill-size = 2048
 cuda-graph-max-bs = 8
-enable-torch-compile = {compile}
-torch-compile-max-bs = 2
 disable-custom-all-reduce = true
 attention-backend = "triton"
 sampling-backend = "flashinfer"
-{more}
 [environment]
 PYTORCH_CUDA_ALLOC_CONF = "expandable_segments:True"
 [container]
@@ -53,7 +57,14 @@ max-tokens = 64
 long-prompt-tokens = 4000
 timeout = 120
 """
-QWEN3_32B_AWQ_SIX_LAYERS = {
+# The two servers differ by where their weights come from; torch.compile takes a minute, once is enough.
+DUMMY = """load-format = "dummy"
+quantization = "awq_marlin"
+enable-torch-compile = true
+torch-compile-max-bs = 2"""
+REAL = "enable-torch-compile = false"
+
+SIX_LAYERS = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
     "hidden_size": 5120,
@@ -70,8 +81,8 @@ QWEN3_32B_AWQ_SIX_LAYERS = {
     "attention_bias": False,
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
-    "bos_token_id": 0,
-    "eos_token_id": 2,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
     "quantization_config": {
         "quant_method": "awq",
         "version": "gemm",
@@ -83,6 +94,37 @@ QWEN3_32B_AWQ_SIX_LAYERS = {
 }
 
 
+def write_model(folder: Path) -> None:
+    """Write what SGLang needs of a model with dummy weights: its shape, and a tokenizer of single bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # The GPT-2 alphabet: printable bytes stand for themselves, the others for code points from 256 on.
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = (code for code in range(256) if code not in plain)
+    alphabet = {**{code: chr(code) for code in plain}, **{b: chr(256 + n) for n, b in enumerate(others)}}
+    special = {"<s>": 256, "</s>": 257}
+    options = {"add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": number, "content": token, "special": True}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            for token, number in special.items()
+        ],
+        "pre_tokenizer": {"type": "ByteLevel", **options},
+        "decoder": {"type": "ByteLevel", **options},
+        "model": {"type": "BPE", "vocab": {alphabet[code]: code for code in range(256)}, "merges": []},
+    }
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
+    names = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 40960, **names}
+    for name, document in (
+        ("config.json", SIX_LAYERS),
+        ("tokenizer.json", tokenizer),
+        ("tokenizer_config.json", settings),
+    ):
+        (folder / name).write_text(json.dumps(document, indent=1))
+
+
 def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sgl_kernel_rebuild", *map(str, arguments)]
     print("$", " ".join(command[2:]), flush=True)
@@ -91,7 +133,8 @@ def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def seen_in_processes(key: str) -> bool:
+def is_in_processes(key: str) -> bool:
+    """Say whether a command line or an environment holds the key, as ps shows them."""
     for folder in Path("/proc").glob("[0-9]*"):
         for name in ("cmdline", "environ"):
             try:
@@ -102,16 +145,21 @@ def seen_in_processes(key: str) -> bool:
     return False
 
 
-def drive(out: Path, work: Path, name: str, model: Path, port: int, **settings: str) -> dict[str, Any]:
-    """Start, test and stop one server; return what happened."""
-    profile = work / f"{name}.toml"
-    profile.write_text(PROFILE.format(model=model, name=name, port=port, **settings))
+def is_in_bundle(key: str, bundle: Path) -> bool:
+    with tarfile.open(bundle) as archive:
+        files = [archive.extractfile(member) for member in archive if member.isfile()]
+        return any(key.encode() in file.read() for file in files if file)
+
+
+def drive(out: Path, name: str, model: Path, port: int, weights: str, *more: str) -> dict[str, Any]:
+    """Start, test, look into and stop one server; return what happened."""
+    profile = out / f"{name}.toml"
+    profile.write_text(PROFILE.format(model=model, name=name, port=port, weights=weights))
     begin = time.monotonic()
-    options = ("--mode", "local", "--unverified", "--json", "--timeout", 400)
-    started = cli("deploy", "up", profile, *options)
+    started = cli("deploy", "up", profile, "--mode", "local", "--unverified", "--json", *more)
     result: dict[str, Any] = {"name": name, "up": started.returncode}
     if started.returncode != 0:
-        return result | {"error": started.stderr[-4000:]}
+        return result | {"error": started.stderr[-8000:]}
     report = json.loads(started.stdout)
     key_file = Path(report["key_file"])
     key, log = key_file.read_text().strip(), key_file.with_name("server.log")
@@ -120,25 +168,19 @@ def drive(out: Path, work: Path, name: str, model: Path, port: int, **settings: 
         "models": report["models"],
         "plan": report["plan"],
         "status": cli("deploy", "status", name, "--json").returncode,
-        "test_api": cli(
-            *("test-api", name, "--output", out / f"{name}.json", "--plot", out / f"{name}.png")
-        ).returncode,
-        "is_key_seen_in_processes": seen_in_processes(key),
-        "is_key_seen_in_log": key in log.read_text(errors="replace"),
+        "test_api": cli("test-api", name, "--output", out / f"{name}.json").returncode,
+        "is_key_in_processes": is_in_processes(key),
     }
+    bundle = out / f"{name}-debug.tar.gz"
+    debug = cli("debug", name, "--host", "--json", "--bundle", bundle)
+    result["debug"] = json.loads(debug.stdout)["findings"] if debug.stdout else debug.stderr[-2000:]
+    result["is_key_in_bundle"] = is_in_bundle(key, bundle)
     text = log.read_text(errors="replace")
+    result["is_key_in_log"] = key in text
     result["memory_logged"] = re.findall(
         r"^.*(?:mem usage=|avail mem=|max_total_num_tokens=|KV Cache).*$", text, re.M
     )
-    debug = cli("debug", name, "--host", "--json", "--bundle", out / f"{name}-debug.tar.gz")
-    result["is_key_seen_in_bundle"] = (
-        key
-        in subprocess.run(
-            ["tar", "-xzOf", out / f"{name}-debug.tar.gz"], capture_output=True, text=True, check=True
-        ).stdout
-    )
-    if debug.stdout.startswith("{"):
-        result["debug"] = json.loads(debug.stdout)["findings"]
+    (out / f"{name}.log").write_text(text.replace(key, "(the key)"))
     result["down"] = cli("deploy", "down", name).returncode
     result["is_stopped"] = cli("deploy", "status", name).returncode != 0
     return result
@@ -147,35 +189,51 @@ def drive(out: Path, work: Path, name: str, model: Path, port: int, **settings: 
 def is_right(result: dict[str, Any]) -> bool:
     return (
         all(result.get(step) == 0 for step in ("up", "status", "test_api", "down"))
-        and not any(result[f"is_key_seen_in_{place}"] for place in ("processes", "log", "bundle"))
+        and not any(result[f"is_key_in_{place}"] for place in ("processes", "bundle", "log"))
         and result["is_stopped"]
     )
+
+
+def draw(out: Path) -> None:
+    from sgl_kernel_rebuild.deploy._plot import draw
+    from sgl_kernel_rebuild.deploy.api_test import Report, Sample
+
+    for path in sorted(out.glob("*.json")):
+        document = json.loads(path.read_text())
+        if isinstance(document, dict) and "samples" in document:
+            report = Report(document["url"], document["model"], concurrency=document["concurrency"])
+            report.concurrent = [Sample(**sample) for sample in document["samples"]["concurrent"]]
+            draw(report, path.with_suffix(".png"))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("out", type=Path)
     parser.add_argument("--model", type=Path, help="a folder to serve as well")
-    parser.add_argument("--make", type=Path, help="only make the consumer tests' small model in this folder")
+    parser.add_argument("--port", type=int, default=8000, help="of the first server; the second has the next")
+    parser.add_argument("--timeout", type=float, default=240, help="seconds to readiness, for each server")
+    parser.add_argument("--gpu-memory", help="plan for that much, not for the GPU that is there")
+    parser.add_argument("--draw", action="store_true", help="only draw the plots of the reports in OUT")
     options = parser.parse_args()
-    from tests.consumer.model import make_model, write_tokenizer
-
-    if options.make:
-        make_model(options.make)
-        return 0
     out = options.out.resolve()
-    work = out / "work"
-    shape = work / "qwen3-32b-six-layers"
-    write_tokenizer(shape)
-    (shape / "config.json").write_text(json.dumps(QWEN3_32B_AWQ_SIX_LAYERS))
-    dummy = {"compile": "true", "more": 'load-format = "dummy"'}
-    results = [drive(out, work, "qwen3-32b-awq-shape", shape, 8000, **dummy)]
+    if options.draw:
+        draw(out)
+        return 0
+    shape = out / "model"
+    write_model(shape)
+    more = ["--timeout", str(options.timeout)]
+    if options.gpu_memory:
+        more += ["--gpu-memory", options.gpu_memory]
+    servers = [("qwen3-32b-awq-shape", shape, DUMMY)]
     if options.model:
-        small = {"compile": "false", "more": ""}
-        results.append(drive(out, work, "small-real-packed", options.model.resolve(), 8001, **small))
-    (out / "deploy.json").write_text(json.dumps(results, indent=1) + "\n")
+        servers.append(("small-real-packed", options.model.resolve(), REAL))
+    results = []
+    for number, (name, model, weights) in enumerate(servers):
+        results.append(drive(out, name, model, options.port + number, weights, *more))
+        # A run that is cut off leaves what it had.
+        (out / "deploy.json").write_text(json.dumps(results, indent=1) + "\n")
     for result in results:
         print(result["name"], "is right" if is_right(result) else f"is not: {result}")
     return 0 if all(map(is_right, results)) else 1
