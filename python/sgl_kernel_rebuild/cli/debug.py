@@ -56,12 +56,15 @@ def debug(
 
     deployment = Deployment(name) if name else None
     record = deployment.record() if deployment else {}
-    if image is not None:
-        place = Place.image(container.find_engine(engine), image, has_gpu=not no_gpu)
-    elif not is_host and record.get("engine") and container.state(record["engine"], str(name)) == "running":
-        place = Place.container(record["engine"], str(name))
-    else:
+    if image is None and not is_host:
+        # Where the deployment's container is gone, its image still says what was in it.
+        image, engine = record.get("image"), engine or record.get("engine")
+    if image is None:
         place = Place.host()
+    elif deployment and not is_host and container.state(str(engine), deployment.name) == "running":
+        place = Place.container(str(engine), deployment.name)
+    else:
+        place = Place.image(container.find_engine(engine, is_needed=not dry_run), image, has_gpu=not no_gpu)
 
     def show(command: Sequence[str]) -> None:
         click.echo(f"$ {shlex.join(line.strip() for line in command)}", err=is_json)

@@ -141,7 +141,7 @@ def plan(profile: str, gpu_memory: str | None, is_json: bool, **overrides: Any) 
     from sgl_kernel_rebuild.errors import DeployError
 
     chosen = _load(profile, overrides)
-    memory = parse_size(gpu_memory) if gpu_memory else service.find_gpu().free
+    memory = parse_size(gpu_memory) if gpu_memory else None
     made = service.plan(chosen, find_model(chosen.model, chosen.revision), memory)
     if is_json:
         click.echo(json.dumps(made.to_json(), indent=1))
@@ -191,7 +191,7 @@ def status(name: str | None, is_json: bool) -> None:
     if is_json:
         click.echo(json.dumps(report, indent=1))
     else:
-        for key in ("name", "mode", "image", "url", "state", "healthy", "models"):
+        for key in ("name", "mode", "image", "url", "state", "healthy", "models", "key_file"):
             if key in report:
                 value = report[key]
                 click.echo(f"{key:8} {', '.join(value) if isinstance(value, list) else value}")

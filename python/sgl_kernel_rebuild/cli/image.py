@@ -18,7 +18,7 @@ def image() -> None:
     """The container image: SGLang, torch 2.7.0 and this wheel."""
 
 
-@image.command(epilog="Example: sgl-kernel-rebuild image build --wheelhouse wheelhouse")
+@image.command(epilog="Example: sgl-kernel-rebuild image build --torch-index URL --max-jobs 4")
 @click.option("--tag", default="sglang:rtx5090-source", show_default=True)
 @click.option("--base", help="Base image; CUDA 12.8 on Ubuntu 22.04 by default.")
 @click.option(
@@ -26,9 +26,9 @@ def image() -> None:
     type=click.Choice(("cu128", "cu126")),
     default="cu128",
     show_default=True,
-    help="CUDA of torch.",
+    help="CUDA of torch; only cu128 has code for the RTX 50 series, only cu126 is on PyPI.",
 )
-@click.option("--torch-index", metavar="URL", help="Index for torch; the one of its CUDA by default.")
+@click.option("--torch-index", metavar="URL", help="Index that has torch for CUDA 12.8.")
 @click.option(
     "--wheelhouse",
     default="wheelhouse",
@@ -62,13 +62,21 @@ def build(
     A certificate and a pip.conf go in as secrets: they are in no layer. Proxies come from the environment.
     What follows -- goes to the engine.
     """
+    from packaging.utils import parse_wheel_filename
+
     from sgl_kernel_rebuild.deploy import container
     from sgl_kernel_rebuild.errors import HostError
     from sgl_kernel_rebuild.toolchain._files import sha256
 
+    if torch != "cu126" and not (torch_index or pip_config):
+        raise HostError(
+            "image: torch 2.7.0+cu128 is not on PyPI: expected the index that has it, got none\n"
+            "Name it with --torch-index URL (PyTorch's installation page has it, under CUDA 12.8), or with"
+            " --pip-config; a GPU before the RTX 50 series needs none: --torch cu126."
+        )
     folder = container.find_folder()
-    engine = engine if dry_run and engine else container.find_engine(engine)
-    wheels = sorted(wheelhouse.glob("sgl_kernel-*.whl"), key=lambda path: path.stat().st_mtime)
+    engine = container.find_engine(engine, is_needed=not dry_run)
+    wheels = sorted(wheelhouse.glob("sgl_kernel-*.whl"), key=lambda path: parse_wheel_filename(path.name)[1])
     if not wheels:
         raise HostError(f"image: expected a wheel in {wheelhouse}, got none\nBuild it with: nox -s wheel")
     try:

@@ -26,6 +26,7 @@ __all__ = [
     "owner",
     "run_command",
     "state",
+    "stop_commands",
 ]
 
 COMPOSE_FILE = "docker-compose.sglang-source.yml"
@@ -40,15 +41,19 @@ _IMAGE_USER = 10001
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
-def find_engine(name: str | None = None) -> str:
+def find_engine(name: str | None = None, *, is_needed: bool = True) -> str:
     """Return ``docker`` or ``podman``, the one named or the first that is installed.
 
+    Where it is not needed, to show what would be run, one that is missing will do.
+
     Raises:
-        HostError: neither is.
+        HostError: it is needed and not installed.
     """
     for engine in (name,) if name else ("docker", "podman"):
         if shutil.which(engine):
             return engine
+    if not is_needed:
+        return name or "docker"
     if name:
         raise HostError(f"container: expected {name} on the PATH\nInstall it, or name another with --engine.")
     raise HostError(
@@ -132,6 +137,11 @@ def run_command(deployment: Deployment, profile: Profile, model: Model, engine: 
     else:
         command += ["--gpus", "all"]
     return [*command, profile.container.image]
+
+
+def stop_commands(deployment: Deployment, engine: str) -> list[list[str]]:
+    """Return what ends and removes the container of :func:`run_command`."""
+    return [[engine, "stop", "-t", "30", deployment.name], [engine, "rm", "--force", deployment.name]]
 
 
 def build_command(

@@ -5,12 +5,13 @@ Nothing prints here: what is run goes to the ``show`` of the caller, who is told
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,14 @@ class Request:
         return self.profile.server.get("load-format") != "dummy"
 
 
-def find_gpu() -> Gpu:
+def find_gpu(environment: Mapping[str, str] = os.environ) -> Gpu:
     """Return the first GPU that ``CUDA_VISIBLE_DEVICES`` lets a server use.
 
     Raises:
         HostError: nvidia-smi is missing or finds none.
     """
     command = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
     if visible and visible != "all":
         command.append(f"--id={visible}")
     hint = "Name the memory with --gpu-memory 32GiB, or skip the plan with --no-plan."
@@ -78,8 +79,15 @@ def find_gpu() -> Gpu:
         raise HostError(f"gpu: expected a GPU from nvidia-smi, got: {answer}\n{hint}") from err
 
 
-def plan(profile: Profile, model: Model, memory: int) -> Plan:
-    """Return the memory plan of a profile for a GPU with ``memory`` free bytes."""
+def plan(profile: Profile, model: Model, memory: int | None) -> Plan:
+    """Return the memory plan of a profile for ``memory`` free bytes, or for what the server's GPU has.
+
+    Raises:
+        DeployError: the model or a setting is none that can be planned.
+        HostError: there is no GPU to ask.
+    """
+    if memory is None:
+        memory = find_gpu({**os.environ, **profile.environment}).free
     shape = ModelShape.from_config(model.config())
     settings = Settings.from_options(profile.server, shape)
     is_dummy = profile.server.get("load-format") == "dummy"
@@ -99,15 +107,13 @@ def up(request: Request, *, show: Show, on_plan: Callable[[Plan], None], on_hash
     profile, deployment = request.profile, request.deployment
     model = _find(request)
     if request.has_plan and (model.folder / "config.json").exists():
-        memory = find_gpu().free if request.memory is None else request.memory
-        made = plan(profile, model, memory)
+        made = plan(profile, model, request.memory)
         on_plan(made)
         if not made.fits:
             raise DeployError(f"plan: {made.problem}\n{made.advice}")
-    commands, record = _commands(request, model)
+    command, record = _command(request, model)
     if request.is_dry:
-        for command in commands:
-            show(shlex.join(command))
+        show(shlex.join(command))
         return record
     with deployment.locked():
         _refuse_if_running(request)
@@ -126,8 +132,10 @@ def up(request: Request, *, show: Show, on_plan: Callable[[Plan], None], on_hash
         )
         deployment.write_record(record)
         try:
-            _start(request, model, commands, show)
+            _start(request, model, command, show)
         except BaseException:
+            with contextlib.suppress(DeployError):
+                _stop(deployment, record)
             deployment.forget()
             raise
     return record
@@ -140,19 +148,14 @@ def down(deployment: Deployment, *, show: Show, is_dry: bool = False) -> bool:
         DeployError: nothing is deployed under the name, or it does not stop.
     """
     record = deployment.record()
-    commands = _stop_commands(deployment, record)
-    for command in commands:
+    if record["mode"] == "local":
+        show(f"# SIGTERM to the server's process group, SIGKILL after 30 s ({deployment.name})")
+    for command in _stop_commands(deployment, record):
         show(shlex.join(command))
     if is_dry:
         return True
     with deployment.locked():
-        if record["mode"] == "local":
-            show(f"# SIGTERM to the server's process group, SIGKILL after 30 s ({deployment.name})")
-            was_running = local.stop(deployment)
-        else:
-            was_running = container.state(record["engine"], deployment.name) is not None
-            for command in commands if was_running else []:
-                _execute(command)
+        was_running = _stop(deployment, record)
         deployment.forget()
     return was_running
 
@@ -165,6 +168,7 @@ def status(deployment: Deployment) -> dict[str, Any]:
     else:
         state = container.state(record["engine"], deployment.name) or "stopped"
     report = {"name": deployment.name, **record, "state": state, "healthy": False, "models": []}
+    report["key_file"] = str(deployment.key_file)
     if state == "running" and ready.is_healthy(record["url"]):
         report |= {
             "healthy": True,
@@ -207,7 +211,7 @@ def _find(request: Request) -> Model:
         return Model(folder, folder)
 
 
-def _commands(request: Request, model: Model) -> tuple[list[list[str]], dict[str, Any]]:
+def _command(request: Request, model: Model) -> tuple[list[str], dict[str, Any]]:
     """Return what starts the deployment and its record."""
     profile, deployment = request.profile, request.deployment
     record: dict[str, Any] = {
@@ -218,40 +222,47 @@ def _commands(request: Request, model: Model) -> tuple[list[list[str]], dict[str
         "url": f"http://127.0.0.1:{profile.container.port}",
     }
     if request.mode == "local":
-        return [local.command(deployment)], record
-    engine = request.engine or ("docker" if request.is_dry else None)
-    engine = engine if request.is_dry and engine else container.find_engine(engine)
+        return local.command(deployment), record
+    engine = container.find_engine(request.engine, is_needed=not request.is_dry)
     record |= {"engine": engine, "image": profile.container.image}
     if request.mode == "run":
-        return [container.run_command(deployment, profile, model, engine)], record
+        return container.run_command(deployment, profile, model, engine), record
     folder = container.find_folder()
     record["compose_folder"] = str(folder)
-    return [container.compose_command(deployment, engine, folder, "up", "--detach")], record
+    return container.compose_command(deployment, engine, folder, "up", "--detach"), record
 
 
-def _start(request: Request, model: Model, commands: Sequence[list[str]], show: Show) -> None:
+def _start(request: Request, model: Model, command: list[str], show: Show) -> None:
     deployment = request.deployment
+    show(shlex.join(command))
     if request.mode == "local":
-        for command in commands:
-            show(shlex.join(command))
-            local.start(deployment, command)
+        local.start(deployment, command)
         return
-    engine = commands[0][0]
     container.hand_over(deployment)
     if request.mode == "compose":
+        engine = command[0]
         deployment.write_environment(
             container.compose_environment(deployment, request.profile, model, engine)
         )
-    for command in commands:
-        show(shlex.join(command))
+    _execute(command)
+
+
+def _stop(deployment: Deployment, record: dict[str, Any]) -> bool:
+    """Stop what runs; False where nothing did."""
+    if record["mode"] == "local":
+        return local.stop(deployment)
+    if container.state(record["engine"], deployment.name) is None:
+        return False
+    for command in _stop_commands(deployment, record):
         _execute(command)
+    return True
 
 
 def _stop_commands(deployment: Deployment, record: dict[str, Any]) -> list[list[str]]:
     if record["mode"] == "local":
         return []
     if record["mode"] == "run":
-        return [[record["engine"], "rm", "--force", "--time", "30", deployment.name]]
+        return container.stop_commands(deployment, record["engine"])
     folder = Path(record["compose_folder"])
     return [container.compose_command(deployment, record["engine"], folder, "down", "--timeout", "30")]
 

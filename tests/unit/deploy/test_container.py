@@ -114,7 +114,7 @@ def test_a_plain_run_is_the_same_container(engine, model_folder, free_port, stat
     assert deployment.key_file.read_text().strip() not in text
     assert run("deploy", "logs", NAME).returncode == 0
     run("deploy", "down", NAME)
-    assert calls(engine)[-1][1:3] == ["rm", "--force"]
+    assert [call[1:] for call in calls(engine)[-2:]] == [["stop", "-t", "30", NAME], ["rm", "--force", NAME]]
 
 
 def test_an_engine_that_fails_is_quoted_and_nothing_stays(engine, model_folder, free_port, state_home):
@@ -168,6 +168,8 @@ def test_the_image_is_built_from_the_wheelhouse(engine, monkeypatch, tmp_path):
             authority,
             "--max-jobs",
             3,
+            "--torch-index",
+            "https://index.example/cu128",
             "--engine",
             "docker",
         )
@@ -179,6 +181,7 @@ def test_the_image_is_built_from_the_wheelhouse(engine, monkeypatch, tmp_path):
         "--tag sglang:rtx5090-source",
         "--build-arg WHEELHOUSE=build/test-wheelhouse",
         "--build-arg TORCH_CUDA=cu128",
+        "--build-arg TORCH_INDEX=https://index.example/cu128",
         "--build-arg MAX_JOBS=3",
         "--build-arg HTTPS_PROXY ",
         f"--secret id=ca,src={authority}",
@@ -188,8 +191,14 @@ def test_the_image_is_built_from_the_wheelhouse(engine, monkeypatch, tmp_path):
     assert "user:secret" not in text
 
 
-def test_without_a_wheel_no_image_is_built(engine, tmp_path):
+def test_torch_for_cuda_12_8_needs_its_index(engine, tmp_path):
     done = run("image", "build", "--wheelhouse", tmp_path, "--engine", "docker", expect=8)
+    assert "Name it with --torch-index URL" in done.stderr
+
+
+def test_without_a_wheel_no_image_is_built(engine, tmp_path):
+    options = ("--torch", "cu126", "--engine", "docker")
+    done = run("image", "build", "--wheelhouse", tmp_path, *options, expect=8)
     assert "Build it with: nox -s wheel" in done.stderr
 
 
