@@ -100,6 +100,12 @@ def use_podman(session: nox.Session, *arguments: str) -> list[str]:
     return secret
 
 
+def podman_build(session: nox.Session, name: str, *arguments: str) -> None:
+    base = "--build-arg=BASE_IMAGE=localhost/sglk-manylinux"
+    options = ("--format=docker", f"--tag=localhost/sglk-{name}", base)
+    session.run("podman", "build", *options, *arguments, external=True)
+
+
 @nox.session
 def wheel(session: nox.Session) -> None:
     """Build the wheel, prove it, publish it; arguments go to the build: -- -C cmake.define.SGLK_ARCHS=120
@@ -122,14 +128,27 @@ def reproduce(session: nox.Session) -> None:
 
 @nox.session
 def container(session: nox.Session) -> None:
-    """Build in a stand-in manylinux container without network: the index takes the same bytes alone."""
+    """Build in a stand-in manylinux container, without network: the index takes the same bytes alone.
+
+    Then deploy a small image in a real container. Device code comes from the cache; -- --no-cache compiles
+    it in the container.
+    """
     secret = use_podman(session)
-    image = "localhost/sglk-manylinux-cuda"
-    base = ["--build-arg", "BASE_IMAGE=localhost/sglk-manylinux", "--tag", image, *secret]
-    session.run("podman", "build", "--file", "deploy/Dockerfile.manylinux-cuda", *base, ".", external=True)
-    session.env["CIBW_CONTAINER_ENGINE"] = "podman; create_args: --network=none"
-    wheels = build_wheel(session, "--container", image)
+    install(session, "unit")
+    engine = "podman; create_args: --network=none"
+    if "--no-cache" not in session.posargs:
+        where = "from sgl_kernel_rebuild.toolchain import Cache; print(Cache.from_environment().directory)"
+        engine += f" --volume={str(session.run('python', '-c', where, silent=True)).strip()}:/device-code"
+        session.env["CIBW_ENVIRONMENT"] = "SGLK_CACHE_DIR=/device-code"
+    session.env["CIBW_CONTAINER_ENGINE"] = engine
+    podman_build(session, "manylinux-cuda", "--file=deploy/Dockerfile.manylinux-cuda", *secret, ".")
+    wheels = build_wheel(session, "--container", "localhost/sglk-manylinux-cuda")
     session.run("sgl-kernel-rebuild", "publish", *wheels, "--index", WHEELHOUSE)
+    # podman's cache of layers does not see what is in a volume.
+    volume = f"--volume={Path(wheels[0]).parent}:/wheelhouse:ro"
+    small = ("--no-cache", "--file=tests/container/Dockerfile.small", volume, *secret, "tests")
+    podman_build(session, "small", *small)
+    session.run("python", "-m", "pytest", "tests/container")
 
 
 @nox.session

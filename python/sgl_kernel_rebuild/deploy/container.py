@@ -123,7 +123,7 @@ def run_command(deployment: Deployment, profile: Profile, model: Model, engine: 
         *(engine, "run", "--detach", "--name", deployment.name),
         *("--restart", "unless-stopped", "--user", f"{user}:{group}"),
         *("--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
-        *("--shm-size", profile.container.shm_size, "--ulimit", "memlock=-1"),
+        *("--shm-size", profile.container.shm_size),
         *("--publish", f"127.0.0.1:{profile.container.port}:{_PORT}"),
         *("--volume", f"{model.mount}:{_MODEL}:ro"),
         *("--volume", f"{deployment.server_file}:{_SERVER}:ro"),

@@ -13,6 +13,7 @@ import argparse
 import fcntl
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,8 @@ def main() -> None:
     parser.add_argument("--lock", type=Path, help="file to lock while the server lives")
     options = parser.parse_args()
 
+    # Process 1 of a container ignores what it does not handle; SGLang's handler comes when it listens.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     held = _hold(options.lock) if options.lock else None
     document = json.loads(options.server.read_text(encoding="utf-8"))
     os.environ.update(document["environment"])

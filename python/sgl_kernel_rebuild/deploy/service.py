@@ -293,8 +293,9 @@ def _check_port(port: int) -> None:
 def _execute(command: Sequence[str]) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode != 0:
+        hint = f"\nWhere {command[0]} has no compose: --mode run" if command[1] == "compose" else ""
         raise DeployError(
-            f"{command[0]}: expected exit code 0, got {done.returncode}:\n{done.stdout.strip()[-2000:]}"
+            f"{command[0]}: expected exit code 0, got {done.returncode}:\n{done.stdout.strip()[-2000:]}{hint}"
         )
 
 
