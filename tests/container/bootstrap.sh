@@ -11,8 +11,8 @@ if ! podman image exists localhost/sglk-base; then
   root=$(mktemp -d)
   trap 'rm -rf "$root"' EXIT
   # The mirror of this machine, for a Debian of the same release.
-  mirror=$(sed -n 's/^URIs: *\([^ ]*\).*/\1/p; s/^deb \([^ ]*\).*/\1/p' \
-    /etc/apt/sources.list /etc/apt/sources.list.d/* 2> /dev/null | head -n 1)
+  sources=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2> /dev/null || true)
+  mirror=$(sed -n 's/^\(URIs:\|deb\)\( \[[^]]*\]\)* *\(http[^ ]*\).*/\3/; T; p; q' <<< "$sources")
   debootstrap --variant=minbase --include=ca-certificates bookworm "$root" "$mirror"
   tar -C "$root" --numeric-owner -c . | podman import - localhost/sglk-base
 fi

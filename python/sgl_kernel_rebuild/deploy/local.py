@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import IO
 
 from sgl_kernel_rebuild.deploy.state import Deployment, server_pid
 from sgl_kernel_rebuild.errors import DeployError
@@ -19,13 +22,14 @@ _POLL = 0.1
 def command(deployment: Deployment, python: str = sys.executable) -> list[str]:
     """Return what starts the server."""
     module = "sgl_kernel_rebuild.deploy.serve"
-    files = ["--server", deployment.server_file, "--key", deployment.key_file]
-    lock = ["--lock", deployment.folder / "server.lock"]
-    return [python, "-m", module, *map(str, files), *map(str, lock)]
+    files = ["--server", deployment.server_file, "--key", deployment.key_file, "--pid", deployment.lock_file]
+    return [python, "-m", module, *map(str, files)]
 
 
 def start(deployment: Deployment, arguments: list[str]) -> None:
     """Start the server in a session of its own, its output in the deployment's log.
+
+    The deployment must be locked, and no server may run.
 
     Raises:
         DeployError: one runs already.
@@ -35,30 +39,30 @@ def start(deployment: Deployment, arguments: list[str]) -> None:
             f"deployment: {deployment.name}: it runs already\n"
             f"Stop it with: sgl-kernel-rebuild deploy down {deployment.name}"
         )
-    descriptor = os.open(deployment.log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as log:
+    with _open_empty(deployment.lock_file) as lock, _open_empty(deployment.log_file) as log:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a reader of the lock holds it for an instant
         process = subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # With the open file it inherits the lock, and so is known from its first instant on.
+            pass_fds=[lock.fileno()],
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
-    # Known from here on by its lock; until then it is this command's to watch.
-    while server_pid(deployment.folder) is None and process.poll() is None:
-        time.sleep(_POLL)
-    # Nobody waits for it from here on, on purpose; subprocess would warn.
-    process.returncode = 0 if process.returncode is None else process.returncode
+    # Nobody waits for it, on purpose; subprocess would warn.
+    process.returncode = 0
 
 
 def is_running(deployment: Deployment) -> bool:
-    return server_pid(deployment.folder) is not None
+    return server_pid(deployment) is not None
 
 
 def stop(deployment: Deployment, timeout: float = 30.0) -> bool:
     """End the server and its workers, by force after ``timeout`` seconds; False where none ran."""
-    pid = server_pid(deployment.folder)
+    while (pid := server_pid(deployment)) == 0:  # it has yet to write its number
+        time.sleep(_POLL)
     if pid is None:
         return False
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -79,6 +83,10 @@ def tail(deployment: Deployment, lines: int) -> str:
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
+
+
+def _open_empty(path: Path) -> IO[bytes]:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

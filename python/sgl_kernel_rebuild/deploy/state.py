@@ -2,7 +2,7 @@
 
 Every file is whole or not there: written under a temporary name, flushed, then moved. The key is made
 once, readable by its owner alone. One command at a time changes a deployment; a running local server holds
-a lock of its own (:mod:`.serve`), so that it is known as long as it lives, whoever started it.
+a lock of its own (:mod:`.local`), so that it is known as long as it lives, whoever started it.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Deployment:
         self.server_file = self.folder / "server.json"
         self.env_file = self.folder / "compose.env"
         self.record_file = self.folder / "deployment.json"
+        self.lock_file = self.folder / "server.lock"
         self.log_file = self.folder / "server.log"
         self.verified_file = self.folder / "verified.json"
         self.cache = self.folder / "cache"
@@ -148,14 +149,13 @@ def read_key(path: Path) -> Secret:
     return Secret(text)
 
 
-def server_pid(folder: Path) -> int | None:
-    """Return the process of the local server that holds a folder, None where none runs.
+def server_pid(deployment: Deployment) -> int | None:
+    """Return the process of the local server, None where none runs, 0 before it has written its number.
 
-    The server holds ``server.lock`` as long as it lives and writes its number into it.
+    The server holds the lock of ``server.lock`` as long as it lives.
     """
-    path = folder / "server.lock"
     try:
-        with path.open("r+", encoding="ascii") as file:
+        with deployment.lock_file.open("r", encoding="ascii") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from sgl_kernel_rebuild.deploy.secret import make_redactor
-from sgl_kernel_rebuild.deploy.state import Deployment
+from sgl_kernel_rebuild.deploy.state import Deployment, read_key
 
 REPOSITORY = Path(__file__).parents[3]
 PROFILE = "qwen3-32b-awq-rtx5090"
@@ -17,12 +18,21 @@ NAME = "qwen3-32b-awq-source"
 
 ENGINE = """\
 #!{python}
-import json, os, sys
+import json, os, signal, sys
 folder = {folder!r}
 with open(f"{{folder}}/calls", "a") as file:
     file.write(json.dumps(sys.argv) + "\\n")
 state = f"{{folder}}/state"
 verb = sys.argv[1]
+def killed(moment):
+    try:
+        wanted = open(f"{{folder}}/kill").read().split()
+    except FileNotFoundError:
+        return
+    if wanted == [verb, moment]:
+        os.remove(f"{{folder}}/kill")
+        os.kill(os.getppid(), signal.SIGKILL)
+killed("before")
 if os.path.exists(f"{{folder}}/broken") and verb in ("run", "compose"):
     sys.exit("driver failed programming external connectivity")
 if verb == "run" or "up" in sys.argv:
@@ -31,9 +41,11 @@ elif verb == "rm" or "down" in sys.argv:
     os.remove(state)
 elif verb == "container":
     if not os.path.exists(state):
+        killed("after")
         sys.exit(1)
     print(json.dumps([{{"State": {{"Status": open(state).read()}}}}]))
-elif verb == "logs":
+killed("after")
+if verb == "logs":
     print("Traceback (most recent call last):\\nRuntimeError: Found no NVIDIA driver on your system.")
 """
 
@@ -122,6 +134,40 @@ def test_an_engine_that_fails_is_quoted_and_nothing_stays(engine, model_folder, 
     done = up(model_folder, free_port, expect=9)
     assert "driver failed programming external connectivity" in done.stderr
     assert not Deployment(NAME, state_home).record_file.exists()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize(
+    ("mode", "command", "verb"),
+    [
+        ("run", "up", "container"),
+        ("run", "up", "run"),
+        ("run", "down", "stop"),
+        ("run", "down", "rm"),
+        ("compose", "up", "compose"),
+        ("compose", "down", "compose"),
+    ],
+)
+def test_killed_at_any_command_it_goes_on(
+    engine, model_folder, free_port, state_home, mode, command, verb, moment
+):
+    """The command dies before or after what it runs; then down and up work as if nothing had been."""
+    deployment = Deployment(NAME, state_home)
+    options = ("--mode", mode)
+    if command == "down":
+        up(model_folder, free_port, *options)
+    (engine / "kill").write_text(f"{verb} {moment}")
+    if command == "up":
+        up(model_folder, free_port, *options, expect=-signal.SIGKILL)
+    else:
+        run("deploy", "down", NAME, expect=-signal.SIGKILL)
+    assert not (engine / "kill").exists()
+    if deployment.record_file.exists():
+        run("deploy", "down", NAME)
+    assert not (engine / "state").exists()
+    up(model_folder, free_port, *options)
+    assert len(read_key(deployment.key_file)) == 43
+    run("deploy", "down", NAME)
 
 
 def test_a_dead_container_shows_its_own_error(engine, model_folder, free_port, state_home):

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sgl_kernel_rebuild.deploy.state import Deployment, server_pid
+from sgl_kernel_rebuild.deploy.state import Deployment, read_key, server_pid
 
 COMMAND = (sys.executable, "-m", "sgl_kernel_rebuild")
 
@@ -34,7 +34,7 @@ def up(state_home, profile_file):
 
     yield start
     for name in started:
-        pid = server_pid(state_home / name)
+        pid = server_pid(Deployment(name, state_home))
         if pid:
             os.killpg(pid, signal.SIGKILL)
 
@@ -91,7 +91,7 @@ def test_up_status_test_api_debug_down(up, state_home, tmp_path):
     assert findings["import sglang"] == "ok"
 
     assert "is stopped" in run("deploy", "down").stdout
-    assert server_pid(deployment.folder) is None
+    assert server_pid(deployment) is None
     assert deployment.key_file.read_text().strip() == key
     assert "nothing is deployed" in run("deploy", "status", expect=9).stderr
 
@@ -137,29 +137,67 @@ def test_weights_without_a_record_are_refused(up, model_folder):
 
 def test_a_killed_server_is_known_to_be_stopped(up, state_home):
     up()
-    pid = server_pid(state_home / "test-deployment")
+    pid = server_pid(Deployment("test-deployment", state_home))
     os.kill(pid, signal.SIGKILL)
-    while server_pid(state_home / "test-deployment") is not None:
+    while server_pid(Deployment("test-deployment", state_home)) is not None:
         time.sleep(0.02)
     done = run("deploy", "status", expect=9)
     assert "stopped" in done.stdout
     up()
 
 
-def test_a_killed_command_leaves_a_known_server(up, state_home, profile_file):
-    """The command dies while it waits; the server goes on, and down stops it."""
-    path = profile_file()
-    started = subprocess.Popen(
-        [*COMMAND, "deploy", "up", str(path), "--mode", "local", "--gpu-memory", "40GiB"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while server_pid(state_home / "test-deployment") in (None, 0) and started.poll() is None:
-        time.sleep(0.02)
-    started.kill()
-    started.wait()
-    run("deploy", "down", "test-deployment")
-    assert server_pid(state_home / "test-deployment") is None
+# The command, killed at the system call whose number is given.
+_VICTIM = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from sgl_kernel_rebuild.cli import main
+from sgl_kernel_rebuild.deploy import service
+left = int(sys.argv.pop(1))
+def counted(call):
+    def wrapper(*args, **kwargs):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*args, **kwargs)
+    return wrapper
+for name in ("open", "fsync", "mkdir"):
+    setattr(os, name, counted(getattr(os, name)))
+Path.replace = counted(Path.replace)
+subprocess.Popen.__init__ = counted(subprocess.Popen.__init__)
+os.close = counted(os.close)
+main()
+"""
+
+
+def test_killed_at_any_point_down_and_up_work(up, state_home, profile_file):
+    """No file is half written, no server is left that is not known."""
+    deployment = Deployment("test-deployment", state_home)
+    arguments = ["deploy", "up", profile_file(), "--mode", "local", "--gpu-memory", "40GiB"]
+    for point in range(100):
+        command = [sys.executable, "-c", _VICTIM, point, *arguments]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        if deployment.key_file.exists():
+            assert len(read_key(deployment.key_file)) == 43
+        if deployment.record_file.exists():
+            assert json.loads(deployment.server_file.read_text())["arguments"]
+            run("deploy", "down", "test-deployment")
+        assert server_pid(deployment) is None
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert 15 < point < 99
+    up()
+
+
+def test_of_two_commands_at_once_one_starts_it(up, state_home, profile_file):
+    command = [*COMMAND, "deploy", "up", str(profile_file()), "--mode", "local", "--gpu-memory", "40GiB"]
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [process.communicate()[1].decode() for process in both]
+    assert sorted(process.returncode for process in both) == [0, 9]
+    assert "it is there already" in "".join(errors)
+    assert json.loads(run("deploy", "status", "--json").stdout)["healthy"] is True
+    assert "is stopped" in run("deploy", "down").stdout
 
 
 def test_two_deployments_do_not_meet(up, state_home, free_port):
