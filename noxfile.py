@@ -134,7 +134,7 @@ def container(session: nox.Session) -> None:
     it in the container.
     """
     secret = use_podman(session)
-    install(session, "unit")
+    install(session, "container", "unit")
     engine = "podman; create_args: --network=none"
     if "--no-cache" not in session.posargs:
         where = "from sgl_kernel_rebuild.toolchain import Cache; print(Cache.from_environment().directory)"

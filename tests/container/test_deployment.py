@@ -75,8 +75,9 @@ def texts_of_processes():
                 continue
 
 
-def test_a_deployment_from_up_to_down(profile, tmp_path):
-    options = ("--mode", "run", "--engine", "podman", "--no-plan", "--timeout", 60)
+@pytest.mark.parametrize("mode", ["compose", "run"])
+def test_a_deployment_from_up_to_down(profile, tmp_path, mode):
+    options = ("--mode", mode, "--engine", "podman", "--no-plan", "--timeout", 60)
     up = cli("deploy", "up", profile, *options)
     assert f"{NAME} serves fake-model at http://127.0.0.1:8000/v1" in up
     key_file = tmp_path / "state/sgl-kernel-rebuild/deployments" / NAME / "api-key"

@@ -108,9 +108,11 @@ def compose_environment(
 
 
 def compose_command(deployment: Deployment, engine: str, folder: Path, *verb: str) -> list[str]:
-    """Return a compose command of a deployment."""
+    """Return a compose command of a deployment; podman before 4.7 has no ``compose`` of its own."""
+    has_own = engine != "podman" or shutil.which("podman-compose") is None
     return [
-        *(engine, "compose", "--project-name", deployment.name),
+        *((engine, "compose") if has_own else ("podman-compose",)),
+        *("--project-name", deployment.name),
         *("--env-file", str(deployment.env_file), "--file", str(folder / COMPOSE_FILE)),
         *verb,
     ]

@@ -24,8 +24,8 @@ def main() -> None:
     parser.add_argument("--pid", type=Path, help="file to write this process's number into")
     options = parser.parse_args()
 
-    # What the default is to other processes, process 1 of a container must ask for: it would ignore the signal
-    # until SGLang handles it. At once, since an exception raised during an import may be swallowed there.
+    # Process 1 of a container ignores what it does not handle, and SGLang handles it only once it listens.
+    # No exception: raised during an import it may be swallowed there.
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
     if options.pid:
         options.pid.write_text(str(os.getpid()), encoding="ascii")

@@ -132,7 +132,7 @@ def up(request: Request, *, show: Show, on_plan: Callable[[Plan], None], on_hash
         )
         deployment.write_record(record)
         try:
-            _start(request, model, command, show)
+            _start(request, model, command, record, show)
         except BaseException:
             with contextlib.suppress(DeployError):
                 _stop(deployment, record)
@@ -232,7 +232,7 @@ def _command(request: Request, model: Model) -> tuple[list[str], dict[str, Any]]
     return container.compose_command(deployment, engine, folder, "up", "--detach"), record
 
 
-def _start(request: Request, model: Model, command: list[str], show: Show) -> None:
+def _start(request: Request, model: Model, command: list[str], record: dict[str, Any], show: Show) -> None:
     deployment = request.deployment
     show(shlex.join(command))
     if request.mode == "local":
@@ -240,9 +240,8 @@ def _start(request: Request, model: Model, command: list[str], show: Show) -> No
         return
     container.hand_over(deployment)
     if request.mode == "compose":
-        engine = command[0]
         deployment.write_environment(
-            container.compose_environment(deployment, request.profile, model, engine)
+            container.compose_environment(deployment, request.profile, model, record["engine"])
         )
     _execute(command)
 

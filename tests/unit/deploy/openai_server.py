@@ -21,8 +21,8 @@ class OpenAIServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, port=0, *, key="", model="fake-model", faults=()):
-        super().__init__(("127.0.0.1", port), _Handler)
+    def __init__(self, port=0, *, host="127.0.0.1", key="", model="fake-model", faults=()):
+        super().__init__((host, port), _Handler)
         self.key, self.model, self.faults = key, model, set(faults)
         self.ended = threading.Event()
         self.count = itertools.count()

@@ -25,6 +25,11 @@ def launch_server(server_args):
         raise RuntimeError("Not enough memory. Please try to increase --mem-fraction-static.")
     if server_args.fail == "silent":
         sys.exit(3)
-    server = OpenAIServer(server_args.port, key=server_args.api_key, model=server_args.served_model_name)
+    server = OpenAIServer(
+        server_args.port,
+        host=server_args.host,
+        key=server_args.api_key,
+        model=server_args.served_model_name,
+    )
     print("The server is fired up and ready to roll!", flush=True)
     server.serve_forever()
