@@ -220,7 +220,7 @@ def audit(session: nox.Session) -> None:
 
 @nox.session
 def lock(session: nox.Session) -> None:
-    """Write the image's requirements with hashes (torch's own of +cu128 stand at the top of their file)."""
+    """Write the image's requirements with hashes (torch's own of +cu128, which PyPI lacks, stay)."""
     session.install("-q", "uv")
     folder = Path("deploy/requirements")
     tool = ["uv", "pip", "compile", "-q", "--generate-hashes", "--no-header", "--no-annotate"]
@@ -235,6 +235,10 @@ def lock(session: nox.Session) -> None:
         *tool, f"{folder}/sglang.in", f"{FACTORY}/pyproject.toml", *constraint, "-o", f"{folder}/sglang.txt"
     )
     session.run(*tool, str(builders), "-o", f"{folder}/wheel.txt")
+    cu128, beside = folder / "torch-cu128.txt", Path(session.create_tmp()) / "torch-cu128.txt"
+    session.run(*tool, "--no-deps", f"{folder}/torch-cu128.in", "-o", str(beside))
+    own = cu128.read_text().partition("nvidia-cublas-cu12==")[0]
+    cu128.write_text(own + beside.read_text())
 
 
 @nox.session
