@@ -191,7 +191,7 @@ def wheel_tests(session: nox.Session, torch: str) -> None:
     session.env["SGLK_WHEELHOUSE"] = str(Path(WHEELHOUSE).resolve())
     session.install("-q", f"torch=={torch}", FACTORY, *nox.project.dependency_groups(PROJECT, "wheel"))
     install_wheel(session, "--upgrade", f"torch=={torch}")
-    session.run("python", "-m", "pytest", "tests/wheel", *session.posargs)
+    session.run("python", "-m", "pytest", "tests/wheel", "tests/consumer/test_model.py", *session.posargs)
 
 
 @nox.session
@@ -208,6 +208,15 @@ def bench(session: nox.Session) -> None:
     require_gpu(session)
     install_wheel(session, *nox.project.dependency_groups(PROJECT, "bench"))
     session.run("python", "-m", "benchmarks.run", *(session.posargs or ["build/bench"]))
+
+
+@nox.session
+def consumer(session: nox.Session) -> None:
+    """Unmodified SGLang on the wheel, tested and timed on a GPU; results go to the folder named after --."""
+    require_gpu(session)
+    session.install("-q", *nox.project.dependency_groups(PROJECT, "consumer"))
+    session.env["SGLK_WHEELHOUSE"] = WHEELHOUSE
+    session.run("tests/consumer/run.sh", *(session.posargs or ["build/consumer"]), external=True)
 
 
 @nox.session
