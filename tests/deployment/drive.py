@@ -4,10 +4,10 @@
     python3 tests/deployment/drive.py OUT --draw       (anywhere: the plots of the reports in OUT)
 
 One server has the shape of Qwen3-32B-AWQ, six layers of it, dummy weights and the whole profile; the other,
-with --model, serves that folder. OUT gets each server's test-api report, its log without the key, and
-deploy.json: the plan, the seconds to readiness, what SGLang logged of its memory, what debug found, whether
-the key was seen in a command line, an environment, the log or the bundle. Exits with 1 where anything is not
-as it should be.
+with --model, serves that folder (`python3 -m tests.consumer._model FOLDER` makes a small one). OUT gets
+each server's test-api report, its log without the key, and deploy.json: the plan, the seconds to readiness,
+what SGLang logged of its memory, what debug found, whether the key was seen in a command line, an
+environment, the log or the bundle. Exits with 1 where anything is not as it should be.
 
 Needs torch 2.7.0, SGLang, sgl_kernel, openai and the factory. For a machine without network, here and there:
 
