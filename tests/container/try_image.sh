@@ -3,7 +3,8 @@
 set -euo pipefail
 image=$1
 try() {
-  echo "== ${*%%$'\n'*}" >&2
+  local command="$*"
+  echo "== ${command%%$'\n'*}" >&2
   # Neither systemd nor a server is there for health checks; a warning of torch is not ours.
   podman run --rm --network none --no-healthcheck --env PYTHONWARNINGS=ignore --entrypoint "" "$image" "$@"
 }
