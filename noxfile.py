@@ -60,12 +60,16 @@ def install_browser(session: nox.Session) -> None:
 
 def build_wheel(session: nox.Session, *arguments: str) -> list[str]:
     """Build and prove the wheel and the factory's own; nothing is published."""
-    install(session, "build")
+    is_contained = arguments[:1] == ("--container",)
+    install(session, "build", *(["container"] if is_contained else []))
     raw = Path(session.create_tmp()).resolve() / "raw"
     proven = raw.with_name("proven")
     for folder in (raw, proven):
         shutil.rmtree(folder, ignore_errors=True)
-    session.run("python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(raw), *arguments)
+    if is_contained:
+        build_in_container(session, raw, *arguments[1:])
+    else:
+        session.run("python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(raw), *arguments)
     session.run("sgl-kernel-rebuild", "gate", *map(str, raw.glob("*.whl")), "--output", str(proven))
     session.run(
         "python", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(proven), FACTORY, silent=True
@@ -73,9 +77,47 @@ def build_wheel(session: nox.Session, *arguments: str) -> list[str]:
     return sorted(map(str, proven.glob("*.whl")))
 
 
+def build_in_container(session: nox.Session, output: Path, image: str | None = None) -> None:
+    """Build by cibuildwheel; an image named, one of deploy/Dockerfile.manylinux-cuda, needs no network."""
+    if "CIBW_CONTAINER_ENGINE" not in session.env and not shutil.which("docker"):
+        session.env["CIBW_CONTAINER_ENGINE"] = "podman"
+    if image:
+        session.env["CIBW_MANYLINUX_X86_64_IMAGE"] = image
+        session.env["CIBW_BUILD_FRONTEND"] = "build; args: --no-isolation"
+    tree = copy_tree(session)
+    session.run("cibuildwheel", "--platform", "linux", "--output-dir", str(output), str(tree))
+
+
+def copy_tree(session: nox.Session) -> Path:
+    """Copy what belongs to the project to another folder."""
+    elsewhere = Path(session.create_tmp()).resolve() / "another" / "folder"
+    shutil.rmtree(elsewhere, ignore_errors=True)
+    left_out = shutil.ignore_patterns(".*", "build", "dist", "wheelhouse")
+    shutil.copytree(".", elsewhere, ignore=left_out, symlinks=True)
+    return elsewhere
+
+
+def use_podman(session: nox.Session, *arguments: str) -> list[str]:
+    """Bootstrap the base images that cannot be pulled; return what a build in them needs."""
+    certificate = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
+    secret = ["--secret", f"id=ca,src={certificate}"] if certificate else []
+    session.env["CONTAINERS_CONF"] = str(Path("tests/container/containers.conf").resolve())
+    session.run("tests/container/bootstrap.sh", *secret, *arguments, external=True)
+    return secret
+
+
+def podman_build(session: nox.Session, name: str, *arguments: str) -> None:
+    base = "--build-arg=BASE_IMAGE=localhost/sglk-manylinux"
+    options = ("--format=docker", f"--tag=localhost/sglk-{name}", base)
+    session.run("podman", "build", *options, *arguments, external=True)
+
+
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """Build the wheel, prove it, publish it; arguments go to the build: -- -C cmake.define.SGLK_ARCHS=120"""
+    """Build the wheel, prove it, publish it; arguments go to the build: -- -C cmake.define.SGLK_ARCHS=120
+
+    -- --container [IMAGE] builds in a manylinux container, by docker or podman.
+    """
     wheels = build_wheel(session, *session.posargs)
     session.run("sgl-kernel-rebuild", "publish", *wheels, "--index", WHEELHOUSE)
 
@@ -84,14 +126,47 @@ def wheel(session: nox.Session) -> None:
 def reproduce(session: nox.Session) -> None:
     """Build once more, elsewhere and without the cache: the index takes it only if it has the same bytes."""
     index = Path(WHEELHOUSE).resolve()
-    elsewhere = Path(session.create_tmp()).resolve() / "another" / "folder"
-    shutil.rmtree(elsewhere, ignore_errors=True)
-    shutil.copytree(
-        ".", elsewhere, ignore=shutil.ignore_patterns(".*", "build", "dist", "wheelhouse"), symlinks=True
-    )
+    elsewhere = copy_tree(session)
     session.env["SGLK_CACHE_DIR"] = str(elsewhere / "cache")
     session.chdir(elsewhere)
     session.run("sgl-kernel-rebuild", "publish", *build_wheel(session), "--index", str(index))
+
+
+@nox.session
+def container(session: nox.Session) -> None:
+    """Build in a stand-in manylinux container, without network: the index takes the same bytes alone.
+
+    Then deploy a small image in a real container. Device code comes from the cache; -- --no-cache compiles
+    it in the container.
+    """
+    secret = use_podman(session)
+    install(session, "container", "unit")
+    engine = "podman; create_args: --network=none"
+    if "--no-cache" not in session.posargs:
+        where = "from sgl_kernel_rebuild.toolchain import Cache; print(Cache.from_environment().directory)"
+        engine += f" --volume={str(session.run('python', '-c', where, silent=True)).strip()}:/device-code"
+        session.env["CIBW_ENVIRONMENT"] = "SGLK_CACHE_DIR=/device-code"
+    session.env["CIBW_CONTAINER_ENGINE"] = engine
+    podman_build(session, "manylinux-cuda", "--file=deploy/Dockerfile.manylinux-cuda", *secret, ".")
+    wheels = build_wheel(session, "--container", "localhost/sglk-manylinux-cuda")
+    session.run("sgl-kernel-rebuild", "publish", *wheels, "--index", WHEELHOUSE)
+    # podman's cache of layers does not see what is in a volume.
+    volume = f"--volume={Path(wheels[0]).parent}:/wheelhouse:ro"
+    small = ("--no-cache", "--file=tests/container/Dockerfile.small", volume, *secret, "tests")
+    podman_build(session, "small", *small)
+    session.run("python", "-m", "pytest", "tests/container")
+
+
+@nox.session
+def image(session: nox.Session) -> None:
+    """Build the SGLang image whole, on a bootstrapped base with PyPI's torch, and try it as its user."""
+    secret = use_podman(session)
+    install(session, requires=[])
+    tag = "localhost/sglang:rtx5090-source"
+    options = ["--base", "localhost/sglk-base", "--torch", "cu126", "--tag", tag, "--engine", "podman"]
+    certificate = ["--ca", secret[1].partition("src=")[2]] if secret else []
+    session.run("sgl-kernel-rebuild", "image", "build", *options, *certificate)
+    session.run("tests/container/try_image.sh", tag, external=True)
 
 
 @nox.session
@@ -181,11 +256,41 @@ def audit(session: nox.Session) -> None:
 
 
 @nox.session
+def lock(session: nox.Session) -> None:
+    """Write the image's requirements with hashes (torch's own of +cu128, which PyPI lacks, stay)."""
+    session.install("-q", "uv")
+    folder = Path("deploy/requirements")
+    tool = ["uv", "pip", "compile", "-q", "--generate-hashes", "--no-header", "--no-annotate"]
+    tool += ["--no-emit-index-url", "--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_35"]
+    torch = (folder / "torch-cu126.in").read_text().splitlines()
+    left_out = [f"--no-emit-package={line.partition('==')[0]}" for line in torch]
+    builders = Path(session.create_tmp()) / "wheel.in"
+    builders.write_text("\n".join([*BUILD_REQUIRES, *nox.project.dependency_groups(PROJECT, "build")]))
+    session.run(*tool, "--no-deps", f"{folder}/torch-cu126.in", "-o", f"{folder}/torch-cu126.txt")
+    constraint = ["--constraint", f"{folder}/torch-cu126.in", *left_out]
+    session.run(
+        *tool, f"{folder}/sglang.in", f"{FACTORY}/pyproject.toml", *constraint, "-o", f"{folder}/sglang.txt"
+    )
+    session.run(*tool, str(builders), "-o", f"{folder}/wheel.txt")
+    cu128, beside = folder / "torch-cu128.txt", Path(session.create_tmp()) / "torch-cu128.txt"
+    session.run(*tool, "--no-deps", f"{folder}/torch-cu128.in", "-o", str(beside))
+    own = cu128.read_text().partition("nvidia-cublas-cu12==")[0]
+    cu128.write_text(own + beside.read_text())
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
-    """ruff, mypy and clang-format."""
+    """ruff, mypy, shellcheck, hadolint, the schemas of compose and workflow files, clang-format."""
     install(session, "lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
+    scripts = (path for folder in ("scripts", "deploy", "tests") for path in Path(folder).rglob("*.sh"))
+    session.run("shellcheck", *map(str, sorted(scripts)))
+    dockerfiles = [*Path("deploy").glob("Dockerfile.*"), *Path("tests").rglob("Dockerfile.*")]
+    session.run("hadolint", *map(str, sorted(dockerfiles)))
+    compose = ["deploy/docker-compose.sglang-source.yml", ".github/workflows/wheels.yml"]
+    for kind, path in zip(["compose-spec", "github-workflows"], compose, strict=True):
+        session.run("check-jsonschema", "--builtin-schema", f"vendor.{kind}", path)
     sources = session.run("git", "ls-files", "*.cpp", "*.h", "*.cu", "*.cuh", external=True, silent=True)
     session.run("clang-format", "--dry-run", "-Werror", *str(sources).split())

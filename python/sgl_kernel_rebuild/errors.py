@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "BinaryError",
     "CompileError",
+    "DeployError",
     "FactoryError",
     "GateError",
     "HostError",
@@ -57,3 +58,9 @@ class HostError(FactoryError):
     """This machine lacks something that the command needs (a GPU, a container engine, a torch)."""
 
     exit_code = 8
+
+
+class DeployError(FactoryError):
+    """A server could not be planned, started, reached or stopped; the message holds its own error."""
+
+    exit_code = 9

@@ -19,6 +19,7 @@ EXIT_CODES = {
     "GateError": 6,
     "PublishError": 7,
     "HostError": 8,
+    "DeployError": 9,
 }
 
 

@@ -15,10 +15,14 @@ import click
 from sgl_kernel_rebuild import __version__
 from sgl_kernel_rebuild.cli.atlas import atlas
 from sgl_kernel_rebuild.cli.audit import audit
+from sgl_kernel_rebuild.cli.debug import debug
+from sgl_kernel_rebuild.cli.deploy import deploy
 from sgl_kernel_rebuild.cli.doctor import doctor
 from sgl_kernel_rebuild.cli.gate import gate
+from sgl_kernel_rebuild.cli.image import image
 from sgl_kernel_rebuild.cli.index import index
 from sgl_kernel_rebuild.cli.publish import publish
+from sgl_kernel_rebuild.cli.test_api import test_api
 from sgl_kernel_rebuild.errors import FactoryError
 
 __all__ = ["main"]
@@ -43,7 +47,11 @@ def main() -> None:
 
 main.add_command(atlas)
 main.add_command(audit)
+main.add_command(debug)
+main.add_command(deploy)
 main.add_command(doctor)
 main.add_command(gate)
+main.add_command(image)
 main.add_command(index)
 main.add_command(publish)
+main.add_command(test_api)
