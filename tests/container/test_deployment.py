@@ -100,7 +100,7 @@ def test_a_deployment_from_up_to_down(profile, tmp_path, mode):
     log = cli("deploy", "logs", NAME)
     assert "api_key='[removed]'" in log
     bundle = tmp_path / "bundle.tar.gz"
-    debug = cli("debug", NAME, "--bundle", bundle, expect=12)  # no torch in this image
+    debug = cli("debug", NAME, "--bundle", bundle, expect=14)  # no torch in this image
 
     seen = {
         "up": up,

@@ -41,7 +41,9 @@ def test_the_page_knows_the_command(path):
     command = ALL[path]
     if isinstance(command, click.Group):
         return
-    (synopsis,) = re.findall(rf"^sgl-kernel-rebuild {' '.join(path)} .*$", page, re.MULTILINE)[:1]
+    # Lines that go on are indented.
+    line = rf"^sgl-kernel-rebuild {' '.join(path)} .*(?:\n +.*)*"
+    (synopsis,) = re.findall(line, page, re.MULTILINE)[:1]
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.opts[0] in synopsis

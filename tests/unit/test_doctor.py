@@ -260,7 +260,7 @@ def test_the_days_that_people_lose(tmp_path, monkeypatch):
         "import:sgl_kernel",
     }
     result = run()
-    assert result.exit_code == 9
+    assert result.exit_code == 14
     assert "common_ops.abi3.so: cannot be read" in result.output
 
 
@@ -342,7 +342,7 @@ def test_a_report_tells_no_secret(bare, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "examine", lambda: machine)
     target = tmp_path / "report.json"
     result = run("--report", target)
-    assert result.exit_code == 9
+    assert result.exit_code == 14
     assert "read it before you send it" in result.output
     text = target.read_text()
     for secret in ("annabel", "gpu-box", "u:p", "hf_abc", "10.1.2.3", "t0psecret", "carol"):

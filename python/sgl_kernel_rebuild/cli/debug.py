@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PROBLEMS", "debug"]
 
-PROBLEMS = 12
+PROBLEMS = 14
 """Exit code: every check was run, and one at least found a problem."""
 
 
@@ -47,7 +47,7 @@ def debug(
     NAME is a deployment; without one, and without --image, this machine is looked at. The bundle is for a
     bug report: the API key, tokens, user, host and home names are taken out of it.
 
-    Exit code 0: nothing found. 12: a problem was found.
+    Exit code 0: nothing found. 14: a problem was found.
     """
     from sgl_kernel_rebuild.deploy import container
     from sgl_kernel_rebuild.deploy.debug import Place, checks, examine, write_bundle

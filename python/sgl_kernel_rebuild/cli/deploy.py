@@ -23,7 +23,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _MODES = ("compose", "run", "local")
 
 
-@click.group()
+@click.group(epilog="Example: sgl-kernel-rebuild deploy up qwen3-32b-awq-rtx5090")
 def deploy() -> None:
     """Serve a model with SGLang: in a container by compose or run, or as a process of this machine."""
 

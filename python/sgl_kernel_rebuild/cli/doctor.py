@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ILL", "doctor"]
 
-ILL = 9
+ILL = 14
 """Exit code: there is a finding of severity ``error``."""
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -38,7 +38,7 @@ def doctor(is_json: bool, report: Path | None) -> None:
     the import of sgl_kernel (in a process of its own) and what SGLang asks for. Works without torch, without
     a GPU and without a network; nothing is changed.
 
-    Exit code 0: nothing that stops work. 9: at least one error was found.
+    Exit code 0: nothing that stops work. 14: at least one error was found.
     """
     from rich.console import Console
 

@@ -13,7 +13,7 @@ import click
 __all__ = ["image"]
 
 
-@click.group()
+@click.group(epilog="Example: sgl-kernel-rebuild image build --torch-index URL")
 def image() -> None:
     """The container image: SGLang, torch 2.7.0 and this wheel."""
 

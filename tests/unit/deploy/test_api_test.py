@@ -154,7 +154,7 @@ def test_the_command_writes_table_json_and_plot(server, key_file, tmp_path):
 
 def test_the_command_fails_for_ci(server, key_file):
     result = run_cli("--url", server("500").url, "--key-file", key_file, "--json")
-    assert result.exit_code == 11
+    assert result.exit_code == 15
     assert json.loads(result.stdout)["passed"] is False
 
 

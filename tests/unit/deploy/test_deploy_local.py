@@ -77,7 +77,7 @@ def test_up_status_test_api_debug_down(up, state_home, tmp_path):
     assert deployment.key_file.read_text().strip() == key
 
     bundle = tmp_path / "bundle.tar.gz"
-    debug = run("debug", "test-deployment", "--bundle", bundle, "--json", expect=12)
+    debug = run("debug", "test-deployment", "--bundle", bundle, "--json", expect=14)
     unpacked = tmp_path / "unpacked"
     unpacked.mkdir()
     subprocess.run(["tar", "-xzf", bundle, "-C", unpacked], check=True)
