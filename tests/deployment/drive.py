@@ -153,6 +153,15 @@ def is_in_bundle(key: str, bundle: Path) -> bool:
         return any(key.encode() in file.read() for file in files if file)
 
 
+def summary(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What debug found, without commands and without the paths of this machine."""
+    kept = ("name", "verdict", "detail", "fix")
+    return [
+        {key: re.sub(r" ?/\S+", "", item[key]) for key in kept if isinstance(item[key], str)}
+        for item in findings
+    ]
+
+
 def drive(out: Path, name: str, model: Path, port: int, weights: str, *more: str) -> dict[str, Any]:
     """Start, test, look into and stop one server; return what happened."""
     profile = out / f"{name}.toml"
@@ -175,7 +184,7 @@ def drive(out: Path, name: str, model: Path, port: int, weights: str, *more: str
     }
     bundle = out / f"{name}-debug.tar.gz"
     debug = cli("debug", name, "--host", "--json", "--bundle", bundle)
-    result["debug"] = json.loads(debug.stdout)["findings"] if debug.stdout else debug.stderr[-2000:]
+    result["debug"] = summary(json.loads(debug.stdout)["findings"]) if debug.stdout else debug.stderr[-2000:]
     result["is_key_in_bundle"] = is_in_bundle(key, bundle)
     text = log.read_text(errors="replace")
     result["is_key_in_log"] = key in text

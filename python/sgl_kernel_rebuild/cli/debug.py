@@ -51,8 +51,8 @@ def debug(
     """
     from sgl_kernel_rebuild.deploy import container
     from sgl_kernel_rebuild.deploy.debug import Place, checks, examine, write_bundle
-    from sgl_kernel_rebuild.deploy.secret import make_redactor
     from sgl_kernel_rebuild.deploy.state import Deployment, read_key
+    from sgl_kernel_rebuild.redact import make_redactor
 
     deployment = Deployment(name) if name else None
     record = deployment.record() if deployment else {}

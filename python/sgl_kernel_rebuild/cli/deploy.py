@@ -237,7 +237,7 @@ def _wait(
 ) -> list[str]:
     from sgl_kernel_rebuild.deploy import service
     from sgl_kernel_rebuild.deploy.ready import wait_until_ready
-    from sgl_kernel_rebuild.deploy.secret import make_redactor
+    from sgl_kernel_rebuild.redact import make_redactor
 
     redact = make_redactor([key])
     return wait_until_ready(

@@ -42,8 +42,9 @@ def doctor(is_json: bool, report: Path | None) -> None:
     """
     from rich.console import Console
 
-    from sgl_kernel_rebuild.doctor import diagnose, examine, redact
+    from sgl_kernel_rebuild.doctor import diagnose, examine
     from sgl_kernel_rebuild.errors import HostError
+    from sgl_kernel_rebuild.redact import make_redactor
 
     with Console(stderr=True).status("Looking at this machine"):
         machine = examine()
@@ -56,7 +57,9 @@ def doctor(is_json: bool, report: Path | None) -> None:
     }
     if report is not None:
         try:
-            report.write_text(json.dumps(redact(document), indent=1) + "\n")
+            report.write_text(
+                json.dumps(make_redactor(has_addresses=False).document(document), indent=1) + "\n"
+            )
         except OSError as err:
             raise HostError(
                 f"doctor: {report}: cannot be written: {err.strerror or err}\n"

@@ -205,9 +205,7 @@ def _read_doctor(code: int | None, output: str, command: Sequence[str]) -> list[
 
 
 def _read_log(output: str, command: Sequence[str]) -> Finding:
-    advice = log.explain(output)
-    has_error = "Traceback (most recent call last)" in output
-    if not has_error and advice is None:
+    error = log.find_error(output)
+    if error is None:
         return Finding("server log", "ok", "no error in it", None, command, output)
-    error = log.server_error(output).splitlines()[-1]
-    return Finding("server log", "problem", error, advice, command, output)
+    return Finding("server log", "problem", error.splitlines()[-1], log.explain(error), command, output)

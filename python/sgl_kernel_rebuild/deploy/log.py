@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["explain", "server_error"]
+__all__ = ["explain", "find_error", "server_error"]
 
 _SHOWN = 12
 _ERROR = re.compile(r"^(?:\[[^\]]*\]\s*)?(?:[\w.]+(?:Error|Exception|Interrupt|Exit)\b.*|.*\bError: .*)$")
 _TRACEBACK = "Traceback (most recent call last):"
+# What a server tries and does without.
+_HARMLESS = re.compile(r"\bIgnore import error\b|\bFailed to import \w+, disable\b")
 
 _KNOWN: tuple[tuple[str, str], ...] = (
     (
@@ -48,13 +50,18 @@ _KNOWN: tuple[tuple[str, str], ...] = (
 
 
 def server_error(log: str) -> str:
-    """Return the part of a log that says why the server ended.
-
-    That is the last traceback's end if there is one, else the last line that names an error, else the end.
-    """
+    """Return the part of a log that says why the server ended: its error, or where none is named, its end."""
     lines = [line.rstrip() for line in log.splitlines() if line.strip()]
-    if not lines:
-        return "(the log is empty)"
+    return find_error(log) or "\n".join(lines[-_SHOWN:]) or "(the log is empty)"
+
+
+def find_error(log: str) -> str | None:
+    """Return the error that a log names, None where it names none.
+
+    That is the end of the last traceback, else the last line that names an exception, else the last that
+    holds a known message; what the server says that it does without is none.
+    """
+    lines = [line.rstrip() for line in log.splitlines() if line.strip() and not _HARMLESS.search(line)]
     starts = [number for number, line in enumerate(lines) if _TRACEBACK in line]
     for start in reversed(starts):
         for number in range(start + 1, len(lines)):
@@ -63,7 +70,7 @@ def server_error(log: str) -> str:
     for number in range(len(lines) - 1, -1, -1):
         if _ERROR.match(lines[number]):
             return lines[number]
-    return "\n".join(lines[-_SHOWN:])
+    return next((line for line in reversed(lines) if explain(line)), None)
 
 
 def explain(error: str) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from ._findings import Finding, diagnose
 from ._gpus import Driver, Gpu, ask_driver
 from ._machine import Extension, ImportResult, Library, Machine, Torch, examine
-from ._redact import redact
 
 __all__ = [
     "Driver",
@@ -22,5 +21,4 @@ __all__ = [
     "ask_driver",
     "diagnose",
     "examine",
-    "redact",
 ]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -166,58 +167,98 @@ def _torch(machine: Machine) -> Iterable[Finding]:
 
 
 def _extensions(machine: Machine) -> Iterable[Finding]:
-    releases = Atlas.load().releases
     for item in machine.extensions:
-        file = item.path.rpartition("/")[2]
-        named = f"{item.distribution} {item.version}"
         if item.error:
+            file = _file(item)
             yield Finding(
                 f"extension-unreadable:{item.distribution}:{file}",
                 "error",
-                f"{named}: {file} cannot be read",
+                f"{item.distribution} {item.version}: {file} cannot be read",
                 item.error,
                 f"pip install --force-reinstall {item.distribution}=={item.version}",
             )
-            continue
-        if item.missing and machine.torch is not None:
-            _, declaration, history = item.missing[0]
-            more = f" and {len(item.missing) - 1} more" if len(item.missing) > 1 else ""
-            fits = describe_releases(item.fits, releases)
-            fits = f"torch {fits}" if fits else "no torch in the atlas"
-            yield Finding(
-                f"extension-abi:{item.distribution}:{file}",
-                "error",
-                f"{named} was not built for torch {machine.torch.version}",
-                f"{file} needs {declaration}{more} ({history}); it fits {fits}. Importing it ends in"
-                f" 'undefined symbol: {item.missing[0][0]}'.",
-                _OURS if item.distribution == "sgl-kernel" else _other_torch(item),
-            )
-        if not item.targets:
-            continue
+    # What is installed, and reinstalled, is a distribution: one finding for each, whatever it has of files.
+    found: dict[str, list[Extension]] = {}
+    for item in machine.extensions:
+        if not item.error:
+            found.setdefault(item.distribution, []).append(item)
+    for items in found.values():
+        yield from _torch_of(items, machine)
         for capability, name in _distinct_gpus(machine):
-            code = find_code(item.targets, capability)
-            if not code:
-                yield Finding(
-                    f"extension-no-code-sm_{capability}:{item.distribution}:{file}",
-                    "error",
-                    f"{named} has no code for the {name} (sm_{capability})",
-                    f"{file} carries {', '.join(item.targets)}: its kernels fail with 'no kernel image is"
-                    " available for execution on the device', whatever the torch.",
-                    _OURS if item.distribution == "sgl-kernel" else _from_source(item),
-                )
-            elif code.startswith("compute"):
-                yield Finding(
-                    f"extension-ptx-sm_{capability}:{item.distribution}:{file}",
-                    "note",
-                    f"{named}: the driver compiles PTX ({code}) for the {name} (sm_{capability})",
-                    f"{file} has no machine code for it: the first start is slow; the driver keeps the"
-                    " result.",
-                    "",
-                )
+            yield from _code_of(items, capability, name)
 
 
-def _other_torch(item: Extension) -> str:
-    return f"pip install torch=={item.fits[-1]}" if item.fits else _from_source(item)
+def _torch_of(items: list[Extension], machine: Machine) -> Iterable[Finding]:
+    releases = Atlas.load().releases
+    wrong = [item for item in items if item.missing]
+    if not wrong or machine.torch is None:
+        return
+    first = wrong[0]
+    assert first.missing is not None
+    symbol, declaration, history = first.missing[0]
+    others = {entry[0] for item in wrong for entry in item.missing or ()} - {symbol}
+    more = f" and {len(others)} more" if others else ""
+    common = [release for release in first.fits if all(release in item.fits for item in items)]
+    fits = f"torch {describe_releases(common, releases)}" if common else "no torch in the atlas"
+    yield Finding(
+        f"extension-abi:{first.distribution}",
+        "error",
+        f"{first.distribution} {first.version} was not built for torch {machine.torch.version}",
+        f"{_files(wrong)} {'needs' if len(wrong) == 1 else 'need'} {declaration}{more} ({history}); it fits"
+        f" {fits}. Importing it ends in 'undefined symbol: {symbol}'.",
+        _OURS if first.distribution == "sgl-kernel" else _refit(first, common, machine),
+    )
+
+
+def _code_of(items: list[Extension], capability: str, name: str) -> Iterable[Finding]:
+    code = {item.path: find_code(item.targets, capability) for item in items if item.targets}
+    none = [item for item in items if item.path in code and not code[item.path]]
+    compiled = [item for item in items if (code.get(item.path) or "").startswith("compute")]
+    named = f"{items[0].distribution} {items[0].version}"
+    if none:
+        carried = ", ".join(dict.fromkeys(target for item in none for target in item.targets))
+        yield Finding(
+            f"extension-no-code-sm_{capability}:{items[0].distribution}",
+            "error",
+            f"{named} has no code for the {name} (sm_{capability})",
+            f"{_files(none)} {'carries' if len(none) == 1 else 'carry'} {carried}: the kernels fail with 'no"
+            " kernel image is available for execution on the device', whatever the torch.",
+            _OURS if items[0].distribution == "sgl-kernel" else _from_source(items[0]),
+        )
+    if compiled:
+        yield Finding(
+            f"extension-ptx-sm_{capability}:{items[0].distribution}",
+            "note",
+            f"{named}: the driver compiles PTX ({code[compiled[0].path]}) for the {name} (sm_{capability})",
+            f"{_files(compiled)} {'has' if len(compiled) == 1 else 'have'} no machine code for it: the first"
+            " start is slow; the driver keeps the result.",
+            "",
+        )
+
+
+def _file(item: Extension) -> str:
+    return item.path.rpartition("/")[2]
+
+
+def _files(items: list[Extension]) -> str:
+    names = [_file(item) for item in items]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _refit(item: Extension, common: list[str], machine: Machine) -> str:
+    """Return the command that makes an extension and torch fit, and breaks no other extension.
+
+    Where the extension's metadata says which torch it is for, pip finds the release of it for the torch that
+    is here. Otherwise another torch will do if all else fits that, too; or else it is compiled.
+    """
+    assert machine.torch is not None
+    torch = Version(machine.torch.version).public
+    if item.torch_wanted and not SpecifierSet(item.torch_wanted).contains(torch, prereleases=True):
+        return f"pip install torch=={torch} {item.distribution}"
+    for release in reversed(common):
+        if all(release in other.fits for other in machine.extensions if not other.error):
+            return f"pip install torch=={release}"
+    return _from_source(item)
 
 
 def _from_source(item: Extension) -> str:

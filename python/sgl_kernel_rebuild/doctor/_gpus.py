@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 __all__ = ["Driver", "Gpu", "ask_driver"]
@@ -26,7 +27,10 @@ class Driver:
 
 def ask_driver() -> tuple[Driver | None, str, tuple[Gpu, ...]]:
     """Return the driver, or None and why there is none, and the GPUs."""
-    import pynvml
+    with warnings.catch_warnings():
+        # A second distribution of this module's name, where it is installed, only says to take this one.
+        warnings.simplefilter("ignore", FutureWarning)
+        import pynvml
 
     try:
         pynvml.nvmlInit()

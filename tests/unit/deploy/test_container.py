@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from sgl_kernel_rebuild.deploy.secret import make_redactor
 from sgl_kernel_rebuild.deploy.state import Deployment, read_key
+from sgl_kernel_rebuild.redact import make_redactor
 
 REPOSITORY = Path(__file__).parents[3]
 PROFILE = "qwen3-32b-awq-rtx5090"

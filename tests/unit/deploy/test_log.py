@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sgl_kernel_rebuild.deploy.log import explain, server_error
+from sgl_kernel_rebuild.deploy.log import explain, find_error, server_error
 
 OUT_OF_MEMORY = """\
 [2026-01-01 00:00:00] Load weight begin.
@@ -51,6 +51,22 @@ def test_otherwise_the_end_is_shown():
 )
 def test_known_errors_have_advice(line, advice):
     assert advice in explain(line)
+
+
+SOUND = """\
+[2026-01-01 00:00:00] Ignore import error when loading models.glm4v_moe: No module named 'glm4v_moe'
+WARNING:configurer:Failed to import deep_gemm, disable ENABLE_JIT_DEEPGEMM.
+[2026-01-01 00:00:01] INFO:     127.0.0.1:1 - "GET /health HTTP/1.1" 503 Service Unavailable
+[2026-01-01 00:00:02] Decode batch. #running-req: 8, #token: 953, token usage: 0.03
+"""
+
+
+def test_a_sound_log_has_no_error():
+    assert find_error(SOUND) is None
+    assert find_error("") is None
+    assert find_error(OUT_OF_MEMORY) == server_error(OUT_OF_MEMORY)
+    line = "ERROR: [Errno 98] error while attempting to bind on address: address already in use"
+    assert find_error(f"{line}\n{SOUND}") == line
 
 
 def test_an_unknown_error_has_none():

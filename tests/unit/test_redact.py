@@ -10,7 +10,8 @@ import pickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sgl_kernel_rebuild.deploy.secret import Secret, make_redactor
+from sgl_kernel_rebuild.deploy.secret import Secret
+from sgl_kernel_rebuild.redact import make_redactor
 
 KEY = "Zx81-qwertyuiopasdfghjklzxcvbnm_0123456789A"
 
@@ -47,6 +48,8 @@ def test_a_secret_hides_in_a_dataclass_and_survives_copies():
         "the token hf_hunter2passhunter2pass",
         "sk-hunter2passhunter2pass",
         "ghp_hunter2passhunter2pass",
+        "AKIAHUNTER2PASSHUNTE",
+        "https://index.example/x?api_key=hunter2pass&x=1",
         "plain-looking-value",
         "gpubox7: up",
         "/home/maria/models",
@@ -55,7 +58,7 @@ def test_a_secret_hides_in_a_dataclass_and_survives_copies():
 )
 def test_removed(redact, text):
     cleaned = redact(text)
-    for secret in (KEY, "hunter2pass", "maria", "gpubox7", "plain-looking-value"):
+    for secret in (KEY, "hunter2pass", "maria", "gpubox7", "plain-looking-value", "AKIA"):
         assert secret not in cleaned
 
 
@@ -82,6 +85,26 @@ def test_kept(redact, text):
 def test_a_key_never_survives(before, after, key):
     redact = make_redactor([key], environment={}, host="", user="", home="/")
     assert key not in redact(f"{before} {key} {after}".replace(key + key, key))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/bob/x and /Users/eve/y", "/home/[user]/x and /Users/[user]/y"),
+        ("Authorization: Bearer abc.def", "Authorization: Bearer [removed]"),
+        ("https://me:pw@host/simple", "https://[removed]@host/simple"),
+        ("at 192.168.0.7:8000", "at [address]:8000"),
+        ("at 127.0.0.1:8000", "at 127.0.0.1:8000"),
+        ("libcudart.so.12.8.90 and torch 2.8.0", "libcudart.so.12.8.90 and torch 2.8.0"),
+    ],
+)
+def test_what_stands_in_its_place(text, expected):
+    redact = make_redactor(has_addresses=False, environment={}, host="", user="", home="/root")
+    assert redact.document({"key": [text, 5]}) == {"key": [expected, 5]}
+
+
+def test_versions_of_four_parts_stay_where_addresses_may(redact):
+    assert redact("nvidia-cublas-cu12 12.6.4.1") == "nvidia-cublas-cu12 12.6.4.1"
 
 
 def test_json_stays_json(redact):
