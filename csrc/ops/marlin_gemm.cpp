@@ -3,6 +3,7 @@
 
 #include <bit>
 #include <climits>
+#include <cstdio>
 #include <optional>
 
 #include "ops/checks.h"
@@ -232,6 +233,45 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
 }
 
 }  // namespace
+
+// What is launched for bf16 tokens and 4-bit weights; read by sgl_kernel._plan (ctypes).
+struct Plan {
+  char kernel[64];
+  int tile_tokens, tile_columns;
+  int tiles, blocks;
+  int shared_bytes;
+  int is_split;
+};
+
+}  // namespace sglk::marlin_gemm
+
+// Returns 0, or 1 for a shape that the op refuses.
+extern "C" __attribute__((visibility("default"))) int sglk_marlin_gemm_plan(int64_t m, int64_t n, int64_t k,
+                                                                            int compute_capability,
+                                                                            int multiprocessors,
+                                                                            int shared_memory,
+                                                                            sglk::marlin_gemm::Plan* plan) {
+  using namespace sglk::marlin_gemm;
+  if (m <= 0 || n <= 0 || n % 64 != 0 || k <= 0 || k % 128 != 0) return 1;
+  const int shape = choose_shape(m, n, k, kUint4, false, multiprocessors, shared_memory);
+  if (m > INT_MAX || total_units(kShapes[shape], m, n, k) > INT_MAX) return 1;
+  const bool is_sm90 =
+      SGLK_HAS_SM90A && has_sm90_path(compute_capability, kUint4, false) && prefers_sm90_path(m);
+  const Choice choice = is_sm90 ? choose_sm90(m, n, k, multiprocessors)
+                                : choose(m, n, k, kUint4, false, multiprocessors, shared_memory);
+  const std::string name =
+      kernel_name(is_sm90 ? sm90_kernel_index(kBf16, choice.shape) : kernel_index(kBf16, choice.shape));
+  std::snprintf(plan->kernel, sizeof plan->kernel, "%s", name.c_str());
+  plan->tile_tokens = is_sm90 ? kSm90Shapes[choice.shape].tile.tokens : kShapes[choice.shape].tile.m;
+  plan->tile_columns = is_sm90 ? kSm90Shapes[choice.shape].tile.columns() : kTileN;
+  plan->tiles = choice.m_tiles * choice.n_tiles;
+  plan->blocks = choice.blocks;
+  plan->shared_bytes = choice.shared_bytes;
+  plan->is_split = choice.is_split;
+  return 0;
+}
+
+namespace sglk::marlin_gemm {
 
 SGLK_OP(
     "gptq_marlin_gemm(Tensor a, Tensor(a!) c, Tensor b_q_weight, Tensor b_scales, Tensor? b_zeros, "

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from sgl_kernel import _report
+from sgl_kernel import _plan, _report
 
 _LABEL_WIDTH = 16
 _TEXT_WIDTH = 94
@@ -18,13 +18,30 @@ _TEXT_WIDTH = 94
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sgl_kernel", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="the report, or the plan, as JSON")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--json", action="store_true", help="the report as JSON")
     choice.add_argument("--certificate", action="store_true", help="torch release, verdict, missing symbols")
     choice.add_argument("--coverage", action="store_true", help="operator, architecture, kernels")
     choice.add_argument("--sbom", action="store_true", help="the software bill of materials (CycloneDX)")
+    choice.add_argument(
+        "--plan",
+        nargs="?",
+        const=_plan.GPUS[0].name,
+        metavar="GPU",
+        help="what gptq_marlin_gemm would launch on it, and the roofline there; computed, not measured"
+        f" ({', '.join(gpu.name for gpu in _plan.GPUS)}; default: %(const)s)",
+    )
     options = parser.parse_args(arguments)
+    if options.json and (options.certificate or options.coverage or options.sbom):
+        parser.error("--json: not allowed with a document, which is JSON")
 
+    if options.plan:
+        try:
+            found = _plan.plans(_plan.find_gpu(options.plan))
+        except ValueError as err:
+            parser.error(f"--plan: {err}")
+        print(json.dumps(found, indent=2) if options.json else "\n".join(_plan.table(found)))
+        return 0
     if options.certificate:
         return _print_document("ABI certificate", _report.document(_report.CERTIFICATE))
     if options.coverage:

@@ -174,9 +174,10 @@ def test_absent_documents(
     assert captured.err.startswith(f"sgl_kernel: no {name} in this installation: ")
 
 
-def test_one_document_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("options", [("--json", "--sbom"), ("--sbom", "--coverage"), ("--plan", "--sbom")])
+def test_one_document_at_a_time(options: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["--json", "--sbom"])
+        main([*options])
     assert stop.value.code == 2
     assert "not allowed with" in capsys.readouterr().err
 
