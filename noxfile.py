@@ -215,11 +215,20 @@ def wheel_tests(session: nox.Session, torch: str) -> None:
 @nox.session
 @nox.parametrize("torch", TORCH)
 def imports(session: nox.Session, torch: str) -> None:
-    """Load published wheels under a CUDA build of torch and hold the result against the audit."""
+    """Load published wheels under a CUDA build of torch and hold the result against the audit.
+
+    -- REQUIREMENT… names other wheels than those recorded. Wheels for the other CUDA get its libraries.
+    """
     remote = nox.project.dependency_groups(PROJECT, "remote")
-    session.install("-q", f"torch=={torch}", FACTORY, *remote, env={"PIP_FIND_LINKS": ""})
+    # Equal to the letter: not the build for CPUs, 2.13.0+cpu, that pip may be configured to find.
+    session.install("-q", f"torch==={torch}", FACTORY, *remote)
+    other = Path(session.create_tmp()).resolve() / "cuda"
+    suffix = ">=13,<14" if torch == "2.7.0" else "-cu12"
+    libraries = [f"nvidia-{name}{suffix}" for name in ("cuda-runtime", "cuda-nvrtc", "cublas", "nvjitlink")]
+    session.install("-q", "--upgrade", "--target", str(other), "--no-deps", *libraries)
     output = f"tests/imports/torch-{torch}.json"
-    session.run("python", "-m", "tests.imports", *session.posargs, "--output", output)
+    options = ("--libraries", str(other), "--output", output)
+    session.run("python", "-m", "tests.imports", *session.posargs, *options)
 
 
 @nox.session

@@ -1,4 +1,4 @@
-"""``python -m tests.imports REQUIREMENT... --output FILE``: record what audits and imports say."""
+"""``python -m tests.imports [REQUIREMENT...] --output FILE``: record what audits and imports say."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from pathlib import Path
 
 from ._check import compare, write
 
+# Ten wheels of six projects: for torch 2.7.0, for 2.13.0, for neither; with CUDA 12 and with 13.
+WHEELS = (
+    *("torchvision==0.22.0", "torchvision==0.28.0", "xformers==0.0.30", "fbgemm-gpu==1.2.0"),
+    *("sgl-kernel==0.2.8", "sgl-kernel==0.3.7", "sgl-kernel==0.3.21", "sglang-kernel==0.4.10"),
+    *("vllm==0.9.2", "vllm==0.10.2"),
+)
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.imports")
-    parser.add_argument("requirements", nargs="+", metavar="REQUIREMENT")
+    parser = argparse.ArgumentParser(prog="python -m tests.imports", epilog=f"Default: {' '.join(WHEELS)}")
+    parser.add_argument("requirements", nargs="*", default=WHEELS, metavar="REQUIREMENT")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--libraries", type=Path, action="append", default=[], metavar="SITE_PACKAGES")
     arguments = parser.parse_args()
