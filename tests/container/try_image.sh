@@ -15,7 +15,7 @@ try sgl-kernel-rebuild --help
 try pip check
 
 # The doctor's one error is true: torchao 0.9.0, which SGLang pins, does without its extension on this torch.
-doctor=$(try sgl-kernel-rebuild doctor --json || [ $? = 9 ])
+doctor=$(try sgl-kernel-rebuild doctor --json || [ $? = 14 ])
 python3 -c '
 import json, sys
 found = json.load(sys.stdin)["findings"]
