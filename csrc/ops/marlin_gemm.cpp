@@ -110,15 +110,42 @@ bool use_sm90_path(int64_t path, int64_t m, WeightType weight, bool is_act_order
   return path == kAuto ? has_path && prefers_sm90_path(m) : path == kSm90;
 }
 
+void check_sizes(int64_t n, int64_t k) {
+  SGLK_CHECK(n >= 0 && n % 64 == 0, "%s: size_n: expected a multiple of 64, got %ld", kOp, n);
+  SGLK_CHECK(k > 0 && k % 128 == 0, "%s: size_k: expected a positive multiple of 128, got %ld", kOp, k);
+}
+
+struct Selection {
+  bool is_sm90;
+  Choice choice;
+};
+
+// m, n > 0; n, k of which check_sizes approves.
+Selection select(int64_t m, int64_t n, int64_t k, WeightType weight, bool is_act_order, int64_t path,
+                 const DeviceProperties& device) {
+  const Shape& shape = kShapes[choose_shape(m, n, k, weight, is_act_order, device.multiprocessors,
+                                            device.shared_memory_per_block)];
+  SGLK_CHECK(m <= INT_MAX && n <= INT_MAX / 8 && k <= 256 * 65535 && total_units(shape, m, n, k) <= INT_MAX,
+             "%s: size_m, size_n, size_k: expected less than 2^31 units of tiles, got %ld, %ld, %ld", kOp, m,
+             n, k);
+  const bool is_sm90 = use_sm90_path(path, m, weight, is_act_order, device);
+  return {is_sm90, is_sm90 ? choose_sm90(m, n, k, device.multiprocessors)
+                           : choose(m, n, k, weight, is_act_order, device.multiprocessors,
+                                    device.shared_memory_per_block)};
+}
+
+int kernel_of(const Selection& selection, ElementType type) {
+  const int shape = selection.choice.shape;
+  return selection.is_sm90 ? sm90_kernel_index(type, shape) : kernel_index(type, shape);
+}
+
 void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight, const Tensor& b_scales,
                       const std::optional<Tensor>& b_zeros, const std::optional<Tensor>& g_idx,
                       const std::optional<Tensor>& perm, const Tensor& workspace,
                       const std::optional<Tensor>& b_bias, int64_t b_q_type_id, int64_t size_m,
                       int64_t size_n, int64_t size_k, int64_t path) {
   const WeightType weight = weight_type(b_q_type_id);
-  SGLK_CHECK(size_n >= 0 && size_n % 64 == 0, "%s: size_n: expected a multiple of 64, got %ld", kOp, size_n);
-  SGLK_CHECK(size_k > 0 && size_k % 128 == 0, "%s: size_k: expected a positive multiple of 128, got %ld", kOp,
-             size_k);
+  check_sizes(size_n, size_k);
   const Argument a_arg{kOp, "a", a}, c_arg{kOp, "c", c};
   check_dim(a_arg, 2, "[size_m, size_k]");
   check_size(a_arg, 0, size_m, "size_m");
@@ -170,16 +197,8 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
 
   const DeviceGuard guard(a.device());
   const DeviceProperties& device = device_properties(a.device().index);
-  const Shape& shape = kShapes[choose_shape(size_m, size_n, size_k, weight, is_act_order,
-                                            device.multiprocessors, device.shared_memory_per_block)];
-  SGLK_CHECK(size_m <= INT_MAX && size_n <= INT_MAX / 8 && size_k <= 256 * 65535 &&
-                 total_units(shape, size_m, size_n, size_k) <= INT_MAX,
-             "%s: size_m, size_n, size_k: expected less than 2^31 units of tiles, got %ld, %ld, %ld", kOp,
-             size_m, size_n, size_k);
-  const bool is_sm90 = use_sm90_path(path, size_m, weight, is_act_order, device);
-  const Choice choice = is_sm90 ? choose_sm90(size_m, size_n, size_k, device.multiprocessors)
-                                : choose(size_m, size_n, size_k, weight, is_act_order, device.multiprocessors,
-                                         device.shared_memory_per_block);
+  const Selection selection = select(size_m, size_n, size_k, weight, is_act_order, path, device);
+  const auto& [is_sm90, choice] = selection;
   const Tile& tile = kShapes[choice.shape].tile;
   const Sm90Tile& sm90_tile = kSm90Shapes[is_sm90 ? choice.shape : 0].tile;
   const Launch launch{a.device().index, a.dtype() == DType::kBFloat16 ? kBf16 : kF16};
@@ -225,10 +244,10 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
   params.partition = choice.partition;
   const Dim3 grid{static_cast<uint32_t>(choice.blocks), 1, 1};
   if (is_sm90) {
-    launch(sm90_kernel_index(launch.type, choice.shape), grid, kSm90Threads, choice.shared_bytes,
+    launch(kernel_of(selection, launch.type), grid, kSm90Threads, choice.shared_bytes,
            Sm90Params{map_tokens(params, launch.type, sm90_tile.tokens), params});
   } else {
-    launch(kernel_index(launch.type, choice.shape), grid, tile.threads(), choice.shared_bytes, params);
+    launch(kernel_of(selection, launch.type), grid, tile.threads(), choice.shared_bytes, params);
   }
 }
 
@@ -237,38 +256,40 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
 // What is launched for bf16 tokens and 4-bit weights; read by sgl_kernel._plan (ctypes).
 struct Plan {
   char kernel[64];
+  char error[192];  // the op's, in place of all else; empty where there is none
   int tile_tokens, tile_columns;
   int tiles, blocks;
   int shared_bytes;
   int is_split;
 };
 
+void make_plan(Plan& plan, int64_t m, int64_t n, int64_t k, const DeviceProperties& device) {
+  SGLK_CHECK(m > 0 && n > 0, "%s: size_m, size_n: expected at least 1, got %ld, %ld", kOp, m, n);
+  check_sizes(n, k);
+  const Selection selection = select(m, n, k, kUint4, false, kAuto, device);
+  const auto& [is_sm90, choice] = selection;
+  std::snprintf(plan.kernel, sizeof plan.kernel, "%s", kernel_name(kernel_of(selection, kBf16)).c_str());
+  plan.tile_tokens = is_sm90 ? kSm90Shapes[choice.shape].tile.tokens : kShapes[choice.shape].tile.m;
+  plan.tile_columns = is_sm90 ? kSm90Shapes[choice.shape].tile.columns() : kTileN;
+  plan.tiles = choice.m_tiles * choice.n_tiles;
+  plan.blocks = choice.blocks;
+  plan.shared_bytes = choice.shared_bytes;
+  plan.is_split = choice.is_split;
+}
+
 }  // namespace sglk::marlin_gemm
 
-// Returns 0, or 1 for a shape that the op refuses.
-extern "C" __attribute__((visibility("default"))) int sglk_marlin_gemm_plan(int64_t m, int64_t n, int64_t k,
-                                                                            int compute_capability,
-                                                                            int multiprocessors,
-                                                                            int shared_memory,
-                                                                            sglk::marlin_gemm::Plan* plan) {
-  using namespace sglk::marlin_gemm;
-  if (m <= 0 || n <= 0 || n % 64 != 0 || k <= 0 || k % 128 != 0) return 1;
-  const int shape = choose_shape(m, n, k, kUint4, false, multiprocessors, shared_memory);
-  if (m > INT_MAX || total_units(kShapes[shape], m, n, k) > INT_MAX) return 1;
-  const bool is_sm90 =
-      SGLK_HAS_SM90A && has_sm90_path(compute_capability, kUint4, false) && prefers_sm90_path(m);
-  const Choice choice = is_sm90 ? choose_sm90(m, n, k, multiprocessors)
-                                : choose(m, n, k, kUint4, false, multiprocessors, shared_memory);
-  const std::string name =
-      kernel_name(is_sm90 ? sm90_kernel_index(kBf16, choice.shape) : kernel_index(kBf16, choice.shape));
-  std::snprintf(plan->kernel, sizeof plan->kernel, "%s", name.c_str());
-  plan->tile_tokens = is_sm90 ? kSm90Shapes[choice.shape].tile.tokens : kShapes[choice.shape].tile.m;
-  plan->tile_columns = is_sm90 ? kSm90Shapes[choice.shape].tile.columns() : kTileN;
-  plan->tiles = choice.m_tiles * choice.n_tiles;
-  plan->blocks = choice.blocks;
-  plan->shared_bytes = choice.shared_bytes;
-  plan->is_split = choice.is_split;
-  return 0;
+extern "C" __attribute__((visibility("default"))) void sglk_marlin_gemm_plan(int64_t m, int64_t n, int64_t k,
+                                                                             int compute_capability,
+                                                                             int multiprocessors,
+                                                                             int shared_memory,
+                                                                             sglk::marlin_gemm::Plan* plan) {
+  *plan = {};
+  try {
+    make_plan(*plan, m, n, k, {compute_capability, multiprocessors, shared_memory});
+  } catch (const sglk::Error& error) {
+    std::snprintf(plan->error, sizeof plan->error, "%s", error.what());
+  }
 }
 
 namespace sglk::marlin_gemm {

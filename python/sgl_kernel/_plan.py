@@ -48,6 +48,7 @@ class _Plan(ctypes.Structure):
 
     _fields_ = (
         ("kernel", ctypes.c_char * 64),
+        ("error", ctypes.c_char * 192),
         ("tile_tokens", ctypes.c_int),
         ("tile_columns", ctypes.c_int),
         ("tiles", ctypes.c_int),
@@ -55,6 +56,11 @@ class _Plan(ctypes.Structure):
         ("shared_bytes", ctypes.c_int),
         ("is_split", ctypes.c_int),
     )
+
+
+_make_plan: Any = ctypes.CDLL(str(LIBRARY)).sglk_marlin_gemm_plan
+_make_plan.argtypes = [ctypes.c_int64] * 3 + [ctypes.c_int] * 3 + [ctypes.POINTER(_Plan)]
+_make_plan.restype = None
 
 
 def find_gpu(name: str) -> Gpu:
@@ -79,17 +85,10 @@ def plan(gpu: Gpu, tokens: int, columns: int, rows: int) -> dict[str, Any]:
         ValueError: the op refuses the shape.
     """
     found = _Plan()
-    library: Any = ctypes.CDLL(str(LIBRARY))
-    status = library.sglk_marlin_gemm_plan(
-        *map(ctypes.c_int64, (tokens, columns, rows)),
-        *(gpu.compute_capability, gpu.multiprocessors, gpu.shared_memory),
-        ctypes.byref(found),
-    )
-    if status != 0:
-        raise ValueError(
-            "expected at least one token, columns in multiples of 64 and rows in multiples of 128, got "
-            f"{tokens}, {columns}, {rows}"
-        )
+    device = (gpu.compute_capability, gpu.multiprocessors, gpu.shared_memory)
+    _make_plan(tokens, columns, rows, *device, found)
+    if found.error:
+        raise ValueError(found.error.decode())
     size = columns * rows // 2 + columns * rows // _GROUP * 5 // 2 + 2 * tokens * (columns + rows)
     return {
         "tokens": tokens,

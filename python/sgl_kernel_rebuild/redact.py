@@ -18,7 +18,8 @@ HIDDEN = "[removed]"
 # A name that promises a secret, then = or : (or a space after an option), then the secret.
 _NAMED = re.compile(
     r"""(?ix)
-    ( (?:[\w.-]*(?:api[_-]?key|secret|token|passw(?:or)?d|credential)s?) ["']? \s* [=:] \s* ["']?
+    ( (?:[\w.-]*(?:api[_-]?key|[_-]key|secret|token|passw(?:or)?d|credential)s?) ["']? \s* [=:] \s* ["']?
+    | \bkey=
     | --[\w-]*(?:key|token|password) (?:\s+|=) ["']?
     | \b(?:bearer|basic) \s+ )
     ( [^\s"',;&)\]}]{4,} )
@@ -34,9 +35,9 @@ _USERINFO = re.compile(r"(?<=://)[^/\s:@]+(?::[^/\s@]*)?@")
 _HOME_OF_ANYONE = re.compile(r"(?<![\w.~])(/home|/Users|/export/home)/[^/\s:'\"\[\]]+")
 _ADDRESS = re.compile(r"(?<![\d.])(?!127\.0\.0\.1|0\.0\.0\.0)(?:\d{1,3}\.){3}\d{1,3}(?![\d.])")
 _SECRET_NAME = re.compile(r"(?i)key|secret|token|passw|credential")
-_IS_PLAIN_COUNT = re.compile(r"^(?:\d+|none|null|true|false)$", re.IGNORECASE)
+_IS_NOTHING = re.compile(r"none|null|true|false", re.IGNORECASE)
 # They tell nothing, and are parts of other words.
-_COMMON_NAMES = frozenset({"", "root", "user", "localhost"})
+_COMMON_NAMES = frozenset({"root", "user", "localhost"})
 
 
 class Redactor:
@@ -96,7 +97,7 @@ def make_redactor(
     if len(home) > 1:
         exact.setdefault(home, "~")
     for name, stand_in in ((user, "[user]"), (host, "[host]"), (host.partition(".")[0], "[host]")):
-        if name not in _COMMON_NAMES:
+        if len(name) > 1 and name not in _COMMON_NAMES:
             exact.setdefault(name, stand_in)
     return Redactor(exact, has_addresses=has_addresses)
 
@@ -107,7 +108,8 @@ def _bounded(word: str) -> str:
 
 
 def _hide_value(match: re.Match[str]) -> str:
-    return match[0] if _IS_PLAIN_COUNT.match(match[2]) else match[1] + HIDDEN
+    is_count = match[2].isdecimal() and "token" in match[1].lower()
+    return match[0] if is_count or _IS_NOTHING.fullmatch(match[2]) else match[1] + HIDDEN
 
 
 def _user() -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 from sgl_kernel_rebuild import doctor, redact
+from sgl_kernel_rebuild.audit import torch_requirement
 from sgl_kernel_rebuild.cli import main
 from sgl_kernel_rebuild.doctor import (
     Driver,
@@ -128,16 +129,16 @@ def test_one_finding_for_each_distribution():
     ("wanted", "others", "fix"),
     [
         ("", (), "pip install torch==2.9.0"),
-        ("==2.9.0", (), "pip install torch==2.8.0 other-ext"),
-        (">=2.6", (), "pip install torch==2.9.0"),
+        ("torch==2.9.0", (), "pip install torch==2.8.0 other-ext"),
+        ("torch>=2.6", (), "pip install torch==2.9.0"),
         # Another torch would break what fits this one.
         ("", ("2.7.0", "2.8.0"), "pip install --force-reinstall --no-deps --no-build-isolation"),
-        ("==2.9.0", ("2.8.0",), "pip install torch==2.8.0 other-ext"),
+        ("torch==2.9.0", ("2.8.0",), "pip install torch==2.8.0 other-ext"),
     ],
 )
 def test_the_fix_keeps_what_fits(wanted, others, fix):
     missing = ((NEW, SHOWN, "first exported by 2.9.0"),)
-    odd = replace(OTHER, missing=missing, fits=("2.9.0",), torch_wanted=wanted)
+    odd = replace(OTHER, missing=missing, fits=("2.9.0",), requires_torch=wanted)
     sound = (replace(EXTENSION, distribution="sound", fits=others),) if others else ()
     (item,) = diagnose(replace(SOUND, extensions=(odd, *sound)))
     assert item.fix.startswith(fix)
@@ -146,14 +147,14 @@ def test_the_fix_keeps_what_fits(wanted, others, fix):
 @pytest.mark.parametrize(
     ("requirements", "wanted"),
     [
-        ((), ""),
-        (("numpy", "torch==2.11.0"), "==2.11.0"),
-        (("torch",), ""),
-        (("torch>=2; extra == 'gpu'", "?"), ""),
+        ((), None),
+        (("numpy", "torch==2.11.0"), "torch==2.11.0"),
+        (("torch",), "torch"),
+        (("torch>=2; extra == 'gpu'", "?"), None),
     ],
 )
 def test_the_torch_that_metadata_admits(requirements, wanted):
-    assert _machine._torch_wanted(requirements) == wanted
+    assert torch_requirement(requirements) == wanted
 
 
 def test_code_for_the_gpu():

@@ -66,6 +66,8 @@ def test_removed(redact, text):
     "text",
     [
         "max_total_tokens=32768",
+        "#new-token: 2048, #cached-token: 1024",
+        "monkey: banana, tensor key: value",
         "prompt_tokens: 12345",
         '"completion_tokens": 123456',
         "tokenizer: Qwen2Tokenizer",
@@ -93,6 +95,8 @@ def test_a_key_never_survives(before, after, key):
         ("/home/bob/x and /Users/eve/y", "/home/[user]/x and /Users/[user]/y"),
         ("Authorization: Bearer abc.def", "Authorization: Bearer [removed]"),
         ("https://me:pw@host/simple", "https://[removed]@host/simple"),
+        ("api_key=12345&x=1", "api_key=[removed]&x=1"),
+        ("key=12345 SECRET_KEY: 98765", "key=[removed] SECRET_KEY: [removed]"),
         ("at 192.168.0.7:8000", "at [address]:8000"),
         ("at 127.0.0.1:8000", "at 127.0.0.1:8000"),
         ("libcudart.so.12.8.90 and torch 2.8.0", "libcudart.so.12.8.90 and torch 2.8.0"),

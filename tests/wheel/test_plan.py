@@ -54,5 +54,11 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert message.endswith(
         "--plan: expected one of " + ", ".join(g.name for g in _plan.GPUS) + ", got 'RTX 9090'"
     )
-    with pytest.raises(ValueError, match=r"columns in multiples of 64 .*, got 1, 100, 128"):
-        _plan.plan(_plan.GPUS[0], 1, 100, 128)
+    for shape, error in (
+        ((0, 64, 128), "size_m, size_n: expected at least 1, got 0, 64"),
+        ((1, 100, 128), "size_n: expected a multiple of 64, got 100"),
+        ((1, 64, 100), "size_k: expected a positive multiple of 128, got 100"),
+        ((1 << 40, 64, 128), r"expected less than 2\^31 units of tiles, got 1099511627776, 64, 128"),
+    ):
+        with pytest.raises(ValueError, match=f"gptq_marlin_gemm: .*{error}"):
+            _plan.plan(_plan.GPUS[0], *shape)

@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from ._findings import Finding, find
 from ._report import AuditReport
-from ._targets import Listener, audit
+from ._targets import Listener, audit, torch_requirement
 
-__all__ = ["AuditReport", "Finding", "Listener", "audit", "find"]
+__all__ = ["AuditReport", "Finding", "Listener", "audit", "find", "torch_requirement"]

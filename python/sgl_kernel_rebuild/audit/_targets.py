@@ -153,7 +153,7 @@ def _wheel(wheel: Wheel, releases: Sequence[str] | None, listener: Listener) -> 
         collection.add(found, stream, f"{wheel.path.name}: {found.name}")
     # Not Wheel.metadata: whether all of METADATA is valid is not the question here.
     metadata, _ = parse_email(wheel.read(f"{wheel.dist_info}/METADATA"))
-    requires = _torch_in(metadata.get("requires_dist", ()))
+    requires = torch_requirement(metadata.get("requires_dist", ()))
     return collection.report(f"{wheel.name} {wheel.version}", releases, wheel.tags, requires)
 
 
@@ -220,7 +220,9 @@ def _installed(name: str, releases: Sequence[str] | None) -> AuditReport:
         if line.startswith("Tag:"):
             tags |= parse_tag(line.removeprefix("Tag:").strip())
     subject = f"{canonicalize_name(distribution.metadata['Name'])} {distribution.version}"
-    return collection.report(subject, releases, frozenset(tags), _torch_in(distribution.requires or ()))
+    return collection.report(
+        subject, releases, frozenset(tags), torch_requirement(distribution.requires or ())
+    )
 
 
 def _requirement(text: str, releases: Sequence[str] | None, listener: Listener) -> AuditReport:
@@ -237,7 +239,7 @@ def _requirement(text: str, releases: Sequence[str] | None, listener: Listener) 
         return _wheel(wheel, releases, listener)
 
 
-def _torch_in(requirements: Iterable[str]) -> str | None:
+def torch_requirement(requirements: Iterable[str]) -> str | None:
     """Return the requirement on torch that always holds, as ``torch==2.8.0``."""
     for line in requirements:
         try:

@@ -3,7 +3,8 @@
 This package alone prints and exits; everything it calls raises :class:`FactoryError`. A subcommand
 imports what it needs inside its function, so that ``--help`` is instant.
 
-Exit codes: 0 success, 2 wrong usage, otherwise that of the error class (:mod:`sgl_kernel_rebuild.errors`).
+Exit codes: 0 success, 2 wrong usage, up to 9 that of the error class (:mod:`sgl_kernel_rebuild.errors`); from
+10 on what a command found, as its own module says.
 """
 
 from __future__ import annotations

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sgl_kernel_rebuild.cli.doctor import ILL
+
 if TYPE_CHECKING:
     from sgl_kernel_rebuild.deploy.debug import Finding
 
-__all__ = ["PROBLEMS", "debug"]
-
-PROBLEMS = 14
-"""Exit code: every check was run, and one at least found a problem."""
+__all__ = ["debug"]
 
 
 @click.command(epilog="Example: sgl-kernel-rebuild debug qwen3-32b-awq-source --bundle report.tar.gz")
@@ -86,7 +85,7 @@ def debug(
         if bundle is not None:
             click.echo(f"Everything is in {bundle}: look through it before you attach it to a report.")
     if any(finding.verdict == "problem" for finding in findings):
-        sys.exit(PROBLEMS)
+        sys.exit(ILL)
 
 
 def _print(findings: Sequence[Finding], place: str) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["ILL", "doctor"]
 
 ILL = 14
-"""Exit code: there is a finding of severity ``error``."""
+"""Exit code, of debug too: something was found that stops work."""
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 SCHEMA = 1

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -189,7 +188,6 @@ def _extensions(machine: Machine) -> Iterable[Finding]:
 
 
 def _torch_of(items: list[Extension], machine: Machine) -> Iterable[Finding]:
-    releases = Atlas.load().releases
     wrong = [item for item in items if item.missing]
     if not wrong or machine.torch is None:
         return
@@ -199,7 +197,7 @@ def _torch_of(items: list[Extension], machine: Machine) -> Iterable[Finding]:
     others = {entry[0] for item in wrong for entry in item.missing or ()} - {symbol}
     more = f" and {len(others)} more" if others else ""
     common = [release for release in first.fits if all(release in item.fits for item in items)]
-    fits = f"torch {describe_releases(common, releases)}" if common else "no torch in the atlas"
+    fits = f"torch {describe_releases(common, Atlas.load().releases)}" if common else "no torch in the atlas"
     yield Finding(
         f"extension-abi:{first.distribution}",
         "error",
@@ -253,7 +251,8 @@ def _refit(item: Extension, common: list[str], machine: Machine) -> str:
     """
     assert machine.torch is not None
     torch = Version(machine.torch.version).public
-    if item.torch_wanted and not SpecifierSet(item.torch_wanted).contains(torch, prereleases=True):
+    wanted = Requirement(item.requires_torch or "torch").specifier
+    if not wanted.contains(torch, prereleases=True):
         return f"pip install torch=={torch} {item.distribution}"
     for release in reversed(common):
         if all(release in other.fits for other in machine.extensions if not other.error):

@@ -10,7 +10,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,8 @@ class Extension:
     """One installed shared object that uses torch.
 
     ``missing`` holds (symbol, what it stands for, its history) for each symbol that the installed torch
-    lacks; None where that torch is not in the atlas or not installed. ``torch_wanted`` is what the metadata
-    of its distribution admits, such as ``==2.11.0``; empty where that is any torch.
+    lacks; None where that torch is not in the atlas or not installed. ``requires_torch`` is
+    the requirement in its distribution's metadata, such as ``torch==2.11.0``; empty where there is none.
     """
 
     distribution: str
@@ -73,7 +73,7 @@ class Extension:
     targets: tuple[str, ...]
     cuda_runtime: str | None
     error: str = ""
-    torch_wanted: str = ""
+    requires_torch: str = ""
 
 
 @dataclass(frozen=True)
@@ -194,28 +194,19 @@ def _torch(version: str | None) -> Torch | None:
 
 
 def _extensions(release: str | None) -> Iterator[Extension]:
+    from sgl_kernel_rebuild.audit import torch_requirement
+
     for distribution in importlib.metadata.distributions():
         name = canonicalize_name(distribution.metadata["Name"] or "")
         if not name or _NOT_EXTENSIONS.fullmatch(name):
             continue
-        wanted = _torch_wanted(distribution.requires or ())
+        wanted = torch_requirement(distribution.requires or ()) or ""
         for file in distribution.files or ():
             if _SHARED_OBJECT.search(file.name):
                 path = Path(str(distribution.locate_file(file)))
                 if _uses_torch(path):
                     found = _extension(name, distribution.version, path, release)
-                    yield replace(found, torch_wanted=wanted)
-
-
-def _torch_wanted(requirements: Iterable[str]) -> str:
-    for text in requirements:
-        try:
-            requirement = Requirement(text)
-        except InvalidRequirement:
-            continue
-        if requirement.name == "torch" and requirement.marker is None:
-            return str(requirement.specifier)
-    return ""
+                    yield replace(found, requires_torch=wanted)
 
 
 def _uses_torch(path: Path) -> bool:
