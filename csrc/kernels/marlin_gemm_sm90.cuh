@@ -1,15 +1,16 @@
 // The Marlin GEMM for many tokens with what sm_90a has: see marlin_gemm.cu for the formula and the layouts.
 //
 // outᵀ = Wᵀ · aᵀ again: the weights are the register operand of wgmma, made by the warp that multiplies with
-// them, the tokens its operand in shared memory. Of 64 columns, warp w of a warpgroup takes the 16 from 16w:
-// word w of each lane's four, so that no weight is made twice.
+// them, the tokens its operand in shared memory. Warp w of a warpgroup takes the 32 columns from 32w, which
+// are two words of each lane's four, so that no weight is made twice: one m64 product for each of the two.
 //
-//   block: `tokens` × 128 · blocks columns        warpgroup 0: one thread copies, by the copy engine
-//                                                 warpgroups 1, 2: 64 · blocks columns each
-//   stage: 64 rows                                 [tokens, 64] swizzled · weights · scales · zero points
+//   block: `tokens` × 256 columns     warpgroup 0: a thread of each warp copies, by the copy engine
+//                                     warpgroups 1, 2: 128 columns each
+//   unit: 128 rows                    two of [tokens, 64] swizzled · weights · scales · zero points
 //
-// While the products of one stage run, the weights of the next are made, into registers of their own.
-// The work is shared as in marlin_gemm.cu, in units of two stages.
+// While the products of half a unit run, the weights of the next half are made, into registers of their own.
+// The work is shared as in marlin_gemm.cu, but that more than four parts of a tile, which are large,
+// are added up a tree.
 #pragma once
 
 #include "common/dequantize.cuh"
@@ -20,15 +21,17 @@
 
 namespace sglk::marlin_gemm::sm90 {
 
+constexpr int kProducers = 4;    // threads that copy, of as many warps
 constexpr int kConsumers = 256;  // threads that multiply
-constexpr int kSteps = 4;        // of k16 in a stage
+constexpr int kSteps = 4;        // of k16 in half a unit
 
-template <class T_, int kTokens_, int kBlocks_, int kStages_>
+template <class T_, int kTokens_, int kStages_>
 struct Config {
   using T = T_;
-  static constexpr int kTokens = kTokens_, kBlocks = kBlocks_, kStages = kStages_;
-  static constexpr Sm90Tile kTile{kTokens, kBlocks, kStages};
-  static constexpr int kColumns = kTile.columns();
+  static constexpr int kTokens = kTokens_, kStages = kStages_;
+  static constexpr Sm90Tile kTile{kTokens, kStages};
+  static constexpr bool kIsTight = kTokens == 128;  // sums and weights take nearly all registers
+  static constexpr int kHalfTokens = kTile.token_bytes() / 2;
   static constexpr int kWeights = kTile.token_bytes();  // offsets in a stage
   static constexpr int kScales = kWeights + kTile.weight_bytes();
   static constexpr int kZeros = kScales + kTile.scale_bytes();
@@ -52,174 +55,226 @@ struct Slot {
 
 __device__ __forceinline__ void consumer_barrier() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
 
-// One thread: starts all copies of the block.
+// One thread of each warp: starts a quarter of all copies of the block. (One thread for all was too slow, and
+// so is what divides in the inner loop: 60 to 90 clocks a copy, more than the memory needs; H200,
+// 2026-11-27.)
 template <class C>
-__device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ring, int begin, int last) {
+__device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ring, int begin, int last,
+                                        int warp) {
+  constexpr int kRows = kSm90Unit / 16 / kProducers;  // of weights of a unit
   const Params& p = params.common;
-  const int64_t row_bytes = int64_t{p.n} * 8;
-  const int rows = p.group_shift == 0 ? 2 : 1;
-  const char* const weights = static_cast<const char*>(p.weight);
-  prefetch_map(&params.tokens);
-  {  // As in marlin_gemm.cu: into the L2 while the predecessor drains.
-    const int tile = begin / p.partition.tile_units;
-    const int n0 = tile_at(tile, p.m_tiles, p.n_tiles).n * C::kColumns;
-    const int row = (begin - tile * p.partition.tile_units) * 2 * kSteps;
-    const int bytes = min(C::kColumns, p.n - n0) * 8;
-    for (int i = 0; i < min(C::kStages, 2 * (last - begin)) * kSteps && row + i < p.k / 16; ++i) {
-      prefetch_bulk_l2(weights + (row + i) * row_bytes + n0 * 8, bytes);
-    }
-  }
-  wait_for_predecessor();
-  let_successor_start();
-
+  const int64_t row_bytes = int64_t{p.n} * 8, unit_bytes = row_bytes * (kSm90Unit / 16);
+  // Warps 0 and 1 copy half of the tokens each, 2 the scales, 3 the zero points.
+  const bool has_tokens = warp < 2, has_group = warp == 2 || (warp == 3 && p.zeros != nullptr);
+  const int left = warp == 2 ? 2 : 0;  // columns << left >> 1 are bytes
+  const char* const groups = static_cast<const char*>(warp == 2 ? p.scales : p.zeros);
+  const uint32_t group_offset = warp == 2 ? C::kScales : C::kZeros;
+  const int64_t group_bytes = int64_t{p.n} << left >> 1;
+  const int unit_groups = p.group_shift < 2 ? 4 >> p.group_shift : 1;
+  if (has_tokens) prefetch_map(&params.tokens);
+  bool is_first = true;
   Slot<C> slot;
-  for (int unit = begin; unit < last; ++unit) {
-    const int tile = unit / p.partition.tile_units;
+  while (begin < last) {
+    const int tile = begin / p.partition.tile_units;
     const TileIndex index = tile_at(tile, p.m_tiles, p.n_tiles);
-    const int n0 = index.n * C::kColumns, columns = min(C::kColumns, p.n - n0);
-    for (int half = 0; half < 2; ++half) {
-      const int stage = (unit - tile * p.partition.tile_units) * 2 + half;
-      wait_barrier(ring.empty + slot.index * 8, slot.parity ^ 1);
-      const uint32_t full = ring.full + slot.index * 8;
-      const uint32_t target = ring.base + slot.index * C::kTile.stage_bytes();
-      const int zero_bytes = p.zeros != nullptr ? columns / 2 : 0;
-      arrive_expect(full, C::kTile.token_bytes() + kSteps * columns * 8 + rows * (columns * 2 + zero_bytes));
-      copy_box(target, &params.tokens, stage * 64, index.m * C::kTokens, full);
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        copy_bulk(target + C::kWeights + step * (C::kColumns * 8),
-                  weights + (stage * kSteps + step) * row_bytes + n0 * 8, columns * 8, full);
-      }
-      const int64_t group = stage * 2 >> p.group_shift;
-      for (int row = 0; row < rows; ++row) {
-        copy_bulk(target + C::kScales + row * (C::kColumns * 2),
-                  static_cast<const char*>(p.scales) + ((group + row) * p.n + n0) * 2, columns * 2, full);
-        if (zero_bytes > 0) {
-          copy_bulk(target + C::kZeros + row * (C::kColumns / 2),
-                    static_cast<const char*>(p.zeros) + ((group + row) * p.n + n0) / 2, zero_bytes, full);
+    const int n0 = index.n * kTileN, columns = min(kTileN, p.n - n0), m0 = index.m * C::kTokens;
+    int unit = begin - tile * p.partition.tile_units;
+    const int end = min(p.partition.tile_units, last - tile * p.partition.tile_units);
+    const char* weight =
+        static_cast<const char*>(p.weight) + unit * unit_bytes + warp * kRows * row_bytes + int64_t{n0} * 8;
+    const int copied = columns << left >> 1;  // of a group
+    const char* const group = groups + (n0 << left >> 1);
+    const int bytes = kRows * columns * 8 + (has_tokens  ? C::kHalfTokens
+                                             : has_group ? unit_groups * copied
+                                                         : 0);
+    begin += end - unit;
+    if (is_first) {  // As in marlin_gemm.cu: into the L2 while the predecessor drains.
+      for (int i = 0; i < min(C::kStages, end - unit); ++i) {
+        for (int row = 0; row < kRows; ++row) {
+          prefetch_bulk_l2(weight + i * unit_bytes + row * row_bytes, columns * 8);
         }
       }
+      wait_for_predecessor();
+      let_successor_start();
+      is_first = false;
+    }
+    for (; unit < end; ++unit) {
+      const uint32_t full = ring.full + slot.index * 8;
+      const uint32_t target = ring.base + slot.index * C::kTile.stage_bytes();
+      wait_barrier(ring.empty + slot.index * 8, slot.parity ^ 1);
+      arrive_expect(full, bytes);
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) {
+        copy_bulk(target + C::kWeights + (warp * kRows + row) * (kTileN * 8), weight + row * row_bytes,
+                  columns * 8, full);
+      }
+      if (has_tokens) {
+        copy_box(target + warp * C::kHalfTokens, &params.tokens, unit * kSm90Unit + warp * 64, m0, full);
+      } else if (has_group) {
+        const char* source = group + (unit * 4 >> p.group_shift) * group_bytes;
+        uint32_t to = target + group_offset;
+        for (int row = 0; row < unit_groups; ++row) {
+          copy_bulk(to, source, copied, full);
+          source += group_bytes, to += kTileN << left >> 1;
+        }
+      }
+      weight += unit_bytes;
       slot.advance();
     }
   }
 }
 
-// The scales and magic + zero points of a lane's columns i and i + 8 of its warp's 16, each twice in 32 bits.
-struct Group {
-  uint32_t scale[2];
-  uint32_t offset[2];
+// What a lane has of the scales and zero points of a group, for its columns i, i + 8, i + 16 and i + 24 of
+// the warp's 32.
+struct RawGroup {
+  uint2 scales;  // pairs
+  uint32_t zeros;
 };
 
-// block: of 64 columns in the stage; warp: of the warpgroup.
+// A lane's weights of half a unit.
+using Raw = uint2[kSteps];
+
+// Where a lane reads in a stage.
 template <class C>
-__device__ __forceinline__ Group load_group(const Params& p, uint32_t stage, int row, int block, int warp,
-                                            int i) {
-  Group group;
-  const uint32_t scales = stage + C::kScales + row * (C::kColumns * 2) + block * 128;
-  uint32_t pair;
-  if (p.groups > 1) {
-    pair = load_shared_word(scales + i * 16 + warp * 4);
-  } else {  // permuted per 32 columns
-    const uint32_t four = scales + warp / 2 * 64 + i / 2 * 16 + warp % 2 * 8;
-    pair = __byte_perm(load_shared_word(four), load_shared_word(four + 4), i % 2 ? 0x7632 : 0x5410);
+struct Place {
+  uint32_t words, scales, zeros;
+  int groups, group_shift;  // of Params
+
+  __device__ __forceinline__ Place(const Params& p, int half, int warp, int lane) {
+    const int block = half * 2 + warp / 2, i = lane / 4;  // of 64 columns
+    words = C::kWeights + block * 512 + lane * 16 + warp % 2 * 8;
+    // Permuted per 64 columns, or per 32 where there is a single group.
+    scales = C::kScales + block * 128 + (p.groups > 1 ? i * 16 + warp % 2 * 8 : warp % 2 * 64 + i / 2 * 16);
+    zeros = C::kZeros + block * 32 + i * 4;
+    groups = p.groups, group_shift = p.group_shift;
+    if constexpr (!C::kIsTight) {  // the broadcast keeps them in registers
+      groups = __shfl_sync(0xffffffffu, groups, 0), group_shift = __shfl_sync(0xffffffffu, group_shift, 0);
+    }
   }
-  group.scale[0] = twice_low(pair);
-  group.scale[1] = twice_high(pair);
-  const uint32_t zeros =
-      p.zeros == nullptr ? 0x88888888u
-                         : load_shared_word(stage + C::kZeros + row * (C::kColumns / 2) + block * 32 + i * 4);
-  const uint32_t offset = nibbles<typename C::T>(zeros >> (4 * warp));
-  group.offset[0] = twice_low(offset);
-  group.offset[1] = twice_high(offset);
-  return group;
+};
+
+template <class C>
+__device__ __forceinline__ RawGroup read_group(const Place<C>& place, uint32_t stage, int row) {
+  RawGroup raw;
+  const uint32_t scales = stage + place.scales + row * (kTileN * 2);
+  if (place.groups > 1) {
+    raw.scales = load_shared_pair(scales);
+  } else {
+    const uint4 v = load_shared(scales);
+    const int select = threadIdx.x / 4 % 2 ? 0x7632 : 0x5410;
+    raw.scales = {__byte_perm(v.x, v.y, select), __byte_perm(v.z, v.w, select)};
+  }
+  raw.zeros = load_shared_word(stage + place.zeros + row * (kTileN / 2));
+  return raw;
+}
+
+// Without zero points all are 8, in every stage.
+template <class C>
+__device__ __forceinline__ void fill_zeros(const Ring& ring) {
+  constexpr int kWords = C::kTile.zero_bytes() / 4;
+  for (int i = threadIdx.x; i < C::kStages * kWords; i += kSm90Threads) {
+    store_shared_word(ring.base + i / kWords * C::kTile.stage_bytes() + C::kZeros + i % kWords * 4,
+                      0x88888888u);
+  }
 }
 
 template <class C>
-struct Weights {
-  uint32_t fragment[C::kBlocks][kSteps][4];
+__device__ __forceinline__ void read_words(Raw& raw, const Place<C>& place, uint32_t stage, int half) {
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    raw[step] = load_shared_pair(stage + place.words + (half * kSteps + step) * (kTileN * 8));
+  }
+}
+
+// Scale and magic + zero point of a lane's four columns, each twice in 32 bits.
+struct Group {
+  uint32_t scale[4];
+  uint32_t offset[4];
 };
 
-template <class C>
-__device__ __forceinline__ void make_weights(const Params& p, Weights<C>& w, uint32_t stage, int group_warp,
-                                             int warp, int lane) {
-  using T = typename C::T;
+template <class T>
+__device__ __forceinline__ void unpack_group(Group& group, const RawGroup& raw, int shift) {
+  group.scale[0] = twice_low(raw.scales.x), group.scale[1] = twice_high(raw.scales.x);
+  group.scale[2] = twice_low(raw.scales.y), group.scale[3] = twice_high(raw.scales.y);
 #pragma unroll
-  for (int b = 0; b < C::kBlocks; ++b) {
-    const int block = group_warp * C::kBlocks + b;
-    Group group = load_group<C>(p, stage, 0, block, warp, lane / 4);
+  for (int b = 0; b < 2; ++b) {
+    const uint32_t pair = nibbles<T>(raw.zeros >> (shift + 4 * b));
+    group.offset[2 * b] = twice_low(pair), group.offset[2 * b + 1] = twice_high(pair);
+  }
+}
+
+using Weights = uint32_t[kSteps][2][4];  // A fragments of a lane's two words
+
+template <class T>
+__device__ __forceinline__ void make_weights(uint32_t (&w)[2][4], const uint2& raw, const Group& group) {
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      if (step == 2 && p.group_shift == 0) group = load_group<C>(p, stage, 1, block, warp, lane / 4);
-      const uint32_t x = load_shared_word(stage + C::kWeights + step * (C::kColumns * 8) + block * 512 +
-                                          lane * 16 + warp * 4);
+  for (int b = 0; b < 2; ++b) {
+    const uint32_t x = b == 0 ? raw.x : raw.y;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const uint32_t q = nibbles<T>(x >> (e % 2 * 8 + e / 2 * 4));
-        w.fragment[b][step][e] = multiply<T>(subtract<T>(q, group.offset[e % 2]), group.scale[e % 2]);
-      }
+    for (int e = 0; e < 4; ++e) {
+      const uint32_t q = nibbles<T>(x >> (e % 2 * 8 + e / 2 * 4));
+      w[b][e] = multiply<T>(subtract<T>(q, group.offset[2 * b + e % 2]), group.scale[2 * b + e % 2]);
     }
   }
 }
 
+// Of the warp's two times 16 columns, as [8 tokens][4], C fragments.
 template <class C>
-using Sums = float[C::kBlocks][C::kTokens / 2];  // as [8 tokens][4], C fragments
+using Sums = float[2][C::kTokens / 2];
 
-// Where a thread's sums lie in a part: [64 columns][8 tokens][thread of a warpgroup].
+// Where a thread's sums lie in a part: [half of the columns][16 columns of each warp][8 tokens][thread of a
+// warpgroup].
 template <class C>
-__device__ __forceinline__ float4* part_of(const Params& p, int block, int group_warp) {
-  return reinterpret_cast<float4*>(p.partial) + int64_t{block} * (C::kTokens * C::kColumns / 4) +
-         group_warp * (C::kBlocks * C::kTokens / 8 * 128) + opaque(threadIdx.x) % 128;
+__device__ __forceinline__ float4* part_of(const Params& p, int block, int half) {
+  return reinterpret_cast<float4*>(p.partial) + int64_t{block} * (C::kTokens * kTileN / 4) +
+         half * (C::kTokens / 4 * 128) + opaque(threadIdx.x) % 128;
 }
 
 template <class C>
-__device__ __forceinline__ void hand_over(const Params& p, const Sums<C>& sum, int block, int group_warp,
+__device__ __forceinline__ void hand_over(const Params& p, const Sums<C>& sum, int block, int half,
                                           int rows) {
-  float4* const part = part_of<C>(p, block, group_warp);
+  float4* const part = part_of<C>(p, block, half);
 #pragma unroll
   for (int j = 0; j < C::kTokens / 8; ++j) {
     if (j * 8 >= rows) break;
 #pragma unroll
-    for (int b = 0; b < C::kBlocks; ++b) {
+    for (int b = 0; b < 2; ++b) {
       const float* const x = sum[b] + j * 4;
       __stcg(part + (b * (C::kTokens / 8) + j) * 128, float4{x[0], x[1], x[2], x[3]});
     }
   }
 }
 
+// Adds the part of another block, once its flag is up.
 template <class C>
-__device__ __forceinline__ void collect(const Params& p, Sums<C>& sum, int block, int last, int group_warp,
-                                        int rows) {
+__device__ __forceinline__ void collect(const Params& p, Sums<C>& sum, int block, int other, int flag,
+                                        int half, int rows) {
   if (threadIdx.x == 128) {
-    while (load_acquire(p.arrivals + block) < last - block) {
+    while ((load_acquire(p.arrivals + block) & flag) == 0) {
     }
-    p.arrivals[block] = 0;
   }
   consumer_barrier();
-#pragma unroll 1
-  for (int other = block + 1; other <= last; ++other) {
-    const float4* const part = part_of<C>(p, other, group_warp);
+  const float4* const part = part_of<C>(p, other, half);
 #pragma unroll
-    for (int j = 0; j < C::kTokens / 8; ++j) {
-      if (j * 8 >= rows) break;
+  for (int j = 0; j < C::kTokens / 8; ++j) {
+    if (j * 8 >= rows) break;
 #pragma unroll
-      for (int b = 0; b < C::kBlocks; ++b) {
-        const float4 y = __ldcg(part + (b * (C::kTokens / 8) + j) * 128);
-        float* const x = sum[b] + j * 4;
-        x[0] += y.x, x[1] += y.y, x[2] += y.z, x[3] += y.w;
-      }
-      if (j % 4 == 3) asm volatile("" ::: "memory");  // no more loads at once than there are registers
+    for (int b = 0; b < 2; ++b) {
+      const float4 y = __ldcg(part + (b * (C::kTokens / 8) + j) * 128);
+      float* const x = sum[b] + j * 4;
+      x[0] += y.x, x[1] += y.y, x[2] += y.z, x[3] += y.w;
     }
+    if (j % 8 == 7) asm volatile("" ::: "memory");  // no more loads at once than there are registers
   }
 }
 
-// n0: of the warpgroup.
+// n0: of the warp.
 template <class C>
-__device__ __forceinline__ void store_tile(const Params& p, const Sums<C>& sum, int m0, int n0, int warp,
-                                           int lane) {
+__device__ __forceinline__ void store_tile(const Params& p, const Sums<C>& sum, int m0, int n0, int lane) {
   using T = typename C::T;
 #pragma unroll
-  for (int b = 0; b < C::kBlocks; ++b) {
-    const int n = n0 + b * 64 + warp * 16;
+  for (int b = 0; b < 2; ++b) {
+    const int n = n0 + b * 16;
     if (n >= p.n) continue;
     const float bias[2] = {bias_at<T>(p, n + lane / 4), bias_at<T>(p, n + 8 + lane / 4)};
 #pragma unroll
@@ -248,67 +303,108 @@ __device__ __forceinline__ void store_tile(const Params& p, const Sums<C>& sum, 
 
 template <class C>
 __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int block, int begin, int last) {
-  const int group_warp = __shfl_sync(0xffffffffu, threadIdx.x / 128 - 1, 0);  // the warpgroup
-  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32 % 4, 0), lane = threadIdx.x % 32;
+  using T = typename C::T;
+  // The broadcasts tell the compiler that a warp does not diverge on these.
+  const int column_half = __shfl_sync(0xffffffffu, threadIdx.x / 128 - 1, 0);
+  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32 % 4, 0);
+  const Place<C> place(p, column_half, warp, threadIdx.x % 32);
+  const int zero_shift = warp % 2 * 8;
+  const auto release = [&](int slot) {
+    if (elect_lane()) arrive(ring.empty + slot * 8);
+  };
   wait_for_predecessor();
   Slot<C> slot;
-  int owed = -1;
+  struct {
+    int* arrivals;
+    int flag;
+  } debt = {};  // to the block that waits for what this one handed over
+  const auto pay = [&] {
+    if (debt.flag == 0) return;
+    consumer_barrier();
+    if (threadIdx.x == 128) add_release(debt.arrivals, debt.flag);
+    debt.flag = 0;
+  };
   while (begin < last) {
     const int tile = begin / p.partition.tile_units;
     const int tile_begin = tile * p.partition.tile_units, tile_end = tile_begin + p.partition.tile_units;
     const int end = min(last, tile_end);
     Sums<C> sum = {};
-    Weights<C> w[2];
+    Weights w[2];
+    Raw raw;
+    RawGroup raw_group;
+    Group group;
     int done = -1;  // the slot whose products were committed last
+    const auto open_unit = [&] {
+      wait_barrier(ring.full + slot.index * 8, slot.parity);
+      const uint32_t stage = ring.base + slot.index * C::kTile.stage_bytes();
+      read_words<C>(raw, place, stage, 0);
+      if (!C::kIsTight) raw_group = read_group<C>(place, stage, 0);
+    };
+    open_unit();
 #pragma unroll 1
     for (int unit = begin; unit < end; ++unit) {
+      const int current = slot.index;
+      const uint32_t stage = ring.base + current * C::kTile.stage_bytes();
+      slot.advance();
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        wait_barrier(ring.full + slot.index * 8, slot.parity);
-        const uint32_t stage = ring.base + slot.index * C::kTile.stage_bytes();
-        make_weights<C>(p, w[half], stage, group_warp, warp, lane);
-        const uint64_t tokens = operand_descriptor(stage);
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+          // A group begins every two steps, every four, or with the unit.
+          const int pair = half * 2 + step / 2;
+          if (step == 0 && half == 0 && !C::kIsTight) {
+            unpack_group<T>(group, raw_group, zero_shift);
+          } else if ((step == 0 && (C::kIsTight || place.group_shift < 2)) ||
+                     (step == 2 && place.group_shift == 0)) {
+            unpack_group<T>(group, read_group<C>(place, stage, pair >> place.group_shift), zero_shift);
+          }
+          make_weights<T>(w[half][step], raw[step], group);
+        }
+        if (!C::kIsTight && half == 0) read_words<C>(raw, place, stage, 1);
+        const uint64_t tokens = operand_descriptor(stage + half * C::kHalfTokens);
         open_products();
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
-          for (int b = 0; b < C::kBlocks; ++b) {
-            multiply_async<typename C::T, C::kTokens>(sum[b], w[half].fragment[b][step], tokens + step * 2);
+          for (int b = 0; b < 2; ++b) {
+            multiply_async<T, C::kTokens>(sum[b], w[half][step][b], tokens + step * 2);
           }
         }
         commit_products();
+        if (C::kIsTight && half == 0) read_words<C>(raw, place, stage, 1);
+        if (half == 1 && unit + 1 < end) open_unit();
         wait_products<1>();
-        if (done >= 0 && lane == 0) arrive(ring.empty + done * 8);
-        done = slot.index;
-        slot.advance();
+        if (half == 0 && done >= 0) release(done);
       }
+      done = current;
     }
     wait_products<0>();
-    if (lane == 0) arrive(ring.empty + done * 8);
+    release(done);
 
     // Opaque: what is computed of it must not lie in registers during the products.
     const TileIndex index = tile_at(opaque(tile), p.m_tiles, p.n_tiles);
-    const int m0 = index.m * C::kTokens, n0 = index.n * C::kColumns + group_warp * (64 * C::kBlocks);
-    if (end == last && owed >= 0) {
-      consumer_barrier();
-      if (threadIdx.x == 128) add_release(p.arrivals + owed, 1);
-      owed = -1;
-    }
-    if (begin == tile_begin) {
-      if (end < tile_end) {
-        collect<C>(p, sum, block, p.partition.block_of(tile_end - 1, gridDim.x), group_warp, p.m - m0);
+    const int m0 = index.m * C::kTokens, n0 = index.n * kTileN + column_half * 128 + opaque(warp) * 32;
+    if (end == last) pay();
+    int place_in_tile = 0, blocks = 1;
+    if (end - begin < p.partition.tile_units) {
+      const int first = p.partition.block_of(tile_begin, gridDim.x);
+      place_in_tile = block - first, blocks = p.partition.block_of(tile_end - 1, gridDim.x) - first + 1;
+      int child = 0;
+      for (int to; (to = child_of(place_in_tile, child, blocks)) > 0; ++child) {
+        collect<C>(p, sum, block, first + to, 1 << child, column_half, p.m - m0);
       }
-      store_tile<C>(p, sum, m0, n0, opaque(warp), opaque(lane));
+      if (child > 0 && threadIdx.x == 128) p.arrivals[block] = 0;
+    }
+    if (place_in_tile == 0) {
+      store_tile<C>(p, sum, m0, n0, opaque(threadIdx.x) % 32);
     } else {
-      hand_over<C>(p, sum, block, group_warp, p.m - m0);
-      owed = p.partition.block_of(tile_begin, gridDim.x);
+      hand_over<C>(p, sum, block, column_half, p.m - m0);
+      const Parent parent = parent_of(place_in_tile, blocks);
+      debt = {p.arrivals + block - place_in_tile + parent.place, 1 << parent.child};
     }
     begin = end;
   }
-  if (owed >= 0) {
-    consumer_barrier();
-    if (threadIdx.x == 128) add_release(p.arrivals + owed, 1);
-  }
+  pay();
 }
 
 template <class C>
@@ -321,11 +417,12 @@ __device__ __forceinline__ void run(const Sm90Params& params) {
   ring.empty = ring.full + C::kStages * 8;
   if (threadIdx.x == 0) {
     for (int i = 0; i < C::kStages; ++i) {
-      init_barrier(ring.full + i * 8, 1);
+      init_barrier(ring.full + i * 8, kProducers);
       init_barrier(ring.empty + i * 8, kConsumers / 32);
     }
     fence_barriers();
   }
+  if (p.zeros == nullptr) fill_zeros<C>(ring);
   __syncthreads();
 
   // A block waits for those after it in the list, which therefore come first in the grid.
@@ -333,7 +430,9 @@ __device__ __forceinline__ void run(const Sm90Params& params) {
   const int begin = p.partition.first(block, gridDim.x), last = p.partition.first(block + 1, gridDim.x);
   if (threadIdx.x < 128) {
     give_up_registers<40>();
-    if (threadIdx.x == 0) produce<C>(params, ring, begin, last);
+    if (threadIdx.x % 32 == 0) {
+      produce<C>(params, ring, begin, last, __shfl_sync(1, static_cast<int>(threadIdx.x) / 32, 0));
+    }
   } else {
     take_registers<232>();
     consume<C>(p, ring, block, begin, last);

@@ -225,7 +225,7 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
     SGLK_CHECK(workspace.numel() >= choice.blocks,
                "%s: workspace: expected at least %d elements (multiprocessors), got %s", kOp, choice.blocks,
                workspace.shape().c_str());
-    const int tile_size = is_sm90 ? sm90_tile.tokens * sm90_tile.columns() : tile.m * kTileN;
+    const int tile_size = (is_sm90 ? sm90_tile.tokens : tile.m) * kTileN;
     partial = Tensor::empty({choice.blocks, tile_size}, DType::kFloat32, a.device());
     params.partial = partial->data<float>();
     params.arrivals = workspace.data<int>();
@@ -270,7 +270,7 @@ void make_plan(Plan& plan, int64_t m, int64_t n, int64_t k, const DeviceProperti
   const auto& [is_sm90, choice] = selection;
   std::snprintf(plan.kernel, sizeof plan.kernel, "%s", kernel_name(kernel_of(selection, kBf16)).c_str());
   plan.tile_tokens = is_sm90 ? kSm90Shapes[choice.shape].tile.tokens : kShapes[choice.shape].tile.m;
-  plan.tile_columns = is_sm90 ? kSm90Shapes[choice.shape].tile.columns() : kTileN;
+  plan.tile_columns = kTileN;
   plan.tiles = choice.m_tiles * choice.n_tiles;
   plan.blocks = choice.blocks;
   plan.shared_bytes = choice.shared_bytes;

@@ -72,6 +72,13 @@ def test_every_tile(type_: ScalarType, path: str, m: int) -> None:
 
 
 @pytest.mark.sanitizer
+@pytest.mark.parametrize("m", [20, 50, 100])
+@pytest.mark.parametrize("path", PATHS)
+def test_many_blocks_share_a_tile(path: str, m: int) -> None:
+    check(random_weight(scalar_types.uint4, 320, 8192, 128, torch.bfloat16, DEVICE), m, torch.bfloat16, path)
+
+
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", HALVES, ids=name)
 @pytest.mark.parametrize("m", [1, 16, 100])
 def test_the_deeper_pipelines_and_the_larger_tile_of_sm_90a(m: int, dtype: torch.dtype) -> None:

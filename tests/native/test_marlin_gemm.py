@@ -141,6 +141,37 @@ def test_the_choice_of_sm_90a_fits(native: Any, m: int, n: int, k: int) -> None:
     assert is_split == (not partition.is_whole and blocks > 1)
 
 
+@given(blocks=st.integers(1, 132))
+def test_every_part_is_added_once_by_a_block_before(native: Any, blocks: int) -> None:
+    """Children know their parent and which of its flags is theirs; flags fit 32 bits; the first gets all."""
+    added = {place: {place} for place in range(blocks)}
+    for place in reversed(range(blocks)):
+        for child in itertools.count():
+            to = native.marlin_gemm.child_of(place, child, blocks)
+            if to == 0:
+                break
+            assert place < to < blocks
+            assert child < 31
+            assert native.marlin_gemm.parent_of(to, blocks) == (place, child)
+            assert added[place].isdisjoint(added[to])
+            added[place] |= added[to]
+    assert added[0] == set(range(blocks))
+
+
+@pytest.mark.parametrize(("m", "n", "k", "name"), [
+    (17, 10240, 5120, "u4_m32"),
+    (33, 51200, 5120, "u4_m64"),
+    (128, 51200, 5120, "u4_m128"),
+    (128, 5120, 8192, "u4_m64"),  # a block's ten units do not pay for the larger tile's sums
+    (4096, 5120, 8192, "u4_m128"),
+])  # fmt: skip
+def test_which_tile_sm_90a_takes(native: Any, m: int, n: int, k: int, name: str) -> None:
+    shape = native.marlin_gemm.choose_sm90(m, n, k, H200[0])[0]
+    assert native.marlin_gemm.sm90_shapes[shape][0] == name
+    assert native.marlin_gemm.prefers_sm90_path(m)
+    assert not native.marlin_gemm.prefers_sm90_path(16)
+
+
 def test_who_has_the_path_of_sm_90a(native: Any) -> None:
     has_path = native.marlin_gemm.has_sm90_path
     assert has_path(90, 0, False)
@@ -177,7 +208,8 @@ def every_call(native: Any, op: str) -> Iterator[list[Any]]:
         yield arguments(0, dtype=dtype, a_address=0x8002)
         for m in (1, 12):  # the deeper pipelines
             yield arguments(0, m=m, n=51200, k=5120, groups=40, dtype=dtype)
-        yield arguments(0, m=33, dtype=dtype)  # from here on sm_90a has its own
+        for m in (17, 33):  # from here on sm_90a has its own
+            yield arguments(0, m=m, dtype=dtype)
         yield arguments(0, m=33, dtype=dtype, a_address=0x8002)
         yield arguments(0, m=200, n=51200, k=5120, groups=40, dtype=dtype)
 

@@ -5,6 +5,14 @@
 
 namespace sglk {
 
+// One lane of the warp, all of which call it.
+__device__ __forceinline__ bool elect_lane() {
+  uint32_t is_elected;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}"
+               : "=r"(is_elected)::"memory");
+  return is_elected;
+}
+
 // --- mbarrier: phases of arrivals, and of bytes that copies bring ---
 
 __device__ __forceinline__ void init_barrier(uint32_t barrier, int arrivals) {

@@ -44,7 +44,8 @@ struct Sm90Shape {
   const char* name;
   Sm90Tile tile;
 };
-constexpr Sm90Shape kSm90Shapes[] = {{"u4_m64", kSm90Tile64}, {"u4_m128", kSm90Tile128}};
+constexpr Sm90Shape kSm90Shapes[] = {
+    {"u4_m32", kSm90Tile32}, {"u4_m64", kSm90Tile64}, {"u4_m128", kSm90Tile128}};
 constexpr int kSm90ShapeCount = std::size(kSm90Shapes);
 constexpr int kKernelCount = 2 * (kShapeCount + kSm90ShapeCount);
 
@@ -118,20 +119,24 @@ inline Choice choose(int64_t m, int64_t n, int64_t k, WeightType weight, bool is
 inline bool has_sm90_path(int compute_capability, WeightType weight, bool is_act_order) {
   return compute_capability == 90 && weight == kUint4 && !is_act_order;
 }
-// From where it was faster (H200, 2026-11-26).
-inline bool prefers_sm90_path(int64_t m) { return m > 32; }
+// From where it was faster (H200, 2026-11-27: at 16 tokens 5 to 15 % slower, at 17 to 32 up to 15 % faster).
+inline bool prefers_sm90_path(int64_t m) { return m > 16; }
 
 inline Choice choose_sm90(int64_t m, int64_t n, int64_t k, int multiprocessors) {
   Choice choice{};
-  // The larger tile where blocks have so many of its units that handing its sums over, 128 KB a block, is
-  // little: at 128 tokens, 10 units of a block were slower than twice as many tiles of 64, 12 the same, 30
-  // faster (H200, 2026-11-26).
-  const Sm90Tile& large = kSm90Shapes[1].tile;
-  const int64_t tiles = (m + large.tokens - 1) / large.tokens * ((n + large.columns() - 1) / large.columns());
-  choice.shape = m > kSm90Shapes[0].tile.tokens && tiles * (k / kSm90Unit) >= int64_t{12} * multiprocessors;
+  // The smallest tile that holds m; the largest where blocks have so many of its units that handing its sums
+  // over, 128 KB a block, is little: with 19 units of a block twice as many tiles of 64 were faster, with 24
+  // the same, with 30 slower (H200, 2026-11-27).
+  const int64_t n_tiles = (n + kTileN - 1) / kTileN;
+  while (choice.shape + 1 < kSm90ShapeCount && kSm90Shapes[choice.shape].tile.tokens < m) ++choice.shape;
+  const Sm90Tile& large = kSm90Shapes[kSm90ShapeCount - 1].tile;
+  if (choice.shape + 1 == kSm90ShapeCount &&
+      (m + large.tokens - 1) / large.tokens * n_tiles * (k / kSm90Unit) < int64_t{26} * multiprocessors) {
+    --choice.shape;
+  }
   const Sm90Tile& tile = kSm90Shapes[choice.shape].tile;
   choice.m_tiles = static_cast<int>((m + tile.tokens - 1) / tile.tokens);
-  choice.n_tiles = static_cast<int>((n + tile.columns() - 1) / tile.columns());
+  choice.n_tiles = static_cast<int>(n_tiles);
   choice.shared_bytes = tile.shared_bytes();
   cut(choice, k / kSm90Unit, kSm90TileCost, 1, multiprocessors);
   return choice;

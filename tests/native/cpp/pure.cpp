@@ -324,7 +324,7 @@ void bind_marlin_gemm(py::module_ m) {
   });
   py::list sm90_shapes;
   for (const Sm90Shape& s : kSm90Shapes)
-    sm90_shapes.append(py::make_tuple(s.name, s.tile.tokens, s.tile.columns(), s.tile.shared_bytes()));
+    sm90_shapes.append(py::make_tuple(s.name, s.tile.tokens, kTileN, s.tile.shared_bytes()));
   m.attr("sm90_shapes") = sm90_shapes;
   m.attr("sm90_threads") = kSm90Threads;
   m.def("has_sm90_path", [](int compute_capability, int weight, bool is_act_order) {
@@ -333,6 +333,12 @@ void bind_marlin_gemm(py::module_ m) {
   m.def("choose_sm90", [](int64_t rows, int64_t n, int64_t k, int multiprocessors) {
     const Choice c = choose_sm90(rows, n, k, multiprocessors);
     return py::make_tuple(c.shape, c.m_tiles, c.n_tiles, c.partition, c.blocks, c.shared_bytes, c.is_split);
+  });
+  m.def("prefers_sm90_path", prefers_sm90_path);
+  m.def("child_of", child_of);
+  m.def("parent_of", [](int place, int blocks) {
+    const Parent parent = parent_of(place, blocks);
+    return py::make_tuple(parent.place, parent.child);
   });
   m.def("tile_at", [](int tile, int m_tiles, int n_tiles) {
     const TileIndex index = tile_at(tile, m_tiles, n_tiles);
