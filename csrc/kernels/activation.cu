@@ -69,8 +69,8 @@ __device__ __forceinline__ void activate(const ActivationParams& p) {
   const int vectors = p.width / kSize;
   const T* const input = static_cast<const T*>(p.input) + row * p.input_stride;
   T* const output = static_cast<T*>(p.output) + row * p.output_stride;
-  wait_for_predecessor();
   let_successor_start();
+  wait_for_predecessor();
   if (row >= p.rows) return;
 
   Vector<T, kSize> x[kVectors], y[kVectors];

@@ -64,6 +64,7 @@ __device__ __forceinline__ void norm_rows(const NormParams& p) {
   const T* const input = static_cast<const T*>(p.input) + token * p.input_stride;
   T* const residual = static_cast<T*>(p.residual) + token * p.residual_stride;
   T* const output = static_cast<T*>(p.output) + token * p.output_stride;
+  let_successor_start();
   wait_for_predecessor();
 
   NormVector<T, kFused> row[kVectors];
@@ -88,7 +89,6 @@ __device__ __forceinline__ void norm_rows(const NormParams& p) {
     const int i = lane + v * kLanes;
     if (i < vectors) row[v].finish(output + i * kSize, residual + i * kSize, weight[v], scale, p);
   }
-  let_successor_start();
 }
 
 template <class T, bool kFused, int kVectors>
@@ -99,6 +99,7 @@ __device__ __forceinline__ void norm_block(const NormParams& p) {
   const T* const input = static_cast<const T*>(p.input) + token * p.input_stride;
   T* const residual = static_cast<T*>(p.residual) + token * p.residual_stride;
   T* const output = static_cast<T*>(p.output) + token * p.output_stride;
+  let_successor_start();
   wait_for_predecessor();
 
   NormVector<T, kFused> row[kVectors];
@@ -129,7 +130,6 @@ __device__ __forceinline__ void norm_block(const NormParams& p) {
     keep_packed(weight[v]);
     if (i < vectors) row[v].finish(output + i * kSize, residual + i * kSize, weight[v], scale, p);
   }
-  let_successor_start();
 }
 
 template <class T, bool kFused, int kElements>
@@ -139,6 +139,7 @@ __device__ __forceinline__ void norm_elements(const NormParams& p) {
   T* const residual = static_cast<T*>(p.residual) + token * p.residual_stride;
   T* const output = static_cast<T*>(p.output) + token * p.output_stride;
   const T* const weight = static_cast<const T*>(p.weight);
+  let_successor_start();
   wait_for_predecessor();
 
   // Past the end a thread reads the last element again, so that no branch parts the loads.
@@ -164,7 +165,6 @@ __device__ __forceinline__ void norm_elements(const NormParams& p) {
       output[i] = from_float<T>(x[e] * scale * w[e]);
     }
   }
-  let_successor_start();
 }
 
 template <class T, bool kFused>
@@ -174,6 +174,7 @@ __device__ __forceinline__ void norm_any(const NormParams& p) {
   T* const residual = static_cast<T*>(p.residual) + token * p.residual_stride;
   T* const output = static_cast<T*>(p.output) + token * p.output_stride;
   const T* const weight = static_cast<const T*>(p.weight);
+  let_successor_start();
   wait_for_predecessor();
 
   const auto value = [&](unsigned i) {
@@ -188,7 +189,6 @@ __device__ __forceinline__ void norm_any(const NormParams& p) {
     if (kFused) residual[i] = from_float<T>(x);
     output[i] = from_float<T>(x * scale * (to_float(weight[i]) + p.weight_bias));
   }
-  let_successor_start();
 }
 
 }  // namespace sglk

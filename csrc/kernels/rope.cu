@@ -101,8 +101,8 @@ __device__ __forceinline__ void rotate_token(const RopeParams& p) {
   const int lane = threadIdx.x % p.lanes, step = blockDim.x / p.lanes;
   const int first_head = blockIdx.y * p.heads_per_block;
   const int last_head = min(first_head + p.heads_per_block, p.q_heads + p.k_heads);
-  wait_for_predecessor();
   let_successor_start();
+  wait_for_predecessor();
 
   const int64_t position = p.is_position_64 ? static_cast<const int64_t*>(p.position)[token]
                                             : static_cast<const int32_t*>(p.position)[token];

@@ -1,6 +1,12 @@
 // Programmatic dependent launch (sm_90 and later; nothing elsewhere): a kernel may start while its
 // predecessor drains. Every kernel of ours waits before it touches memory, so the overlap is that of launch
-// and set-up alone.
+// and set-up, and of weights that come into the L2.
+//
+// A kernel may let its successor start before it waits itself: the successor waits until this kernel is
+// complete, which is after its own wait, so it sees all that came before. Between two products of a layer
+// lies a norm or an activation of a few blocks; let start so early, the second product's blocks take the
+// place of the first's that end, and fetch weights (a layer of Qwen3-32B, 1 to 16 tokens, 6 us less; H200,
+// 2026-11-27).
 #pragma once
 
 namespace sglk {
