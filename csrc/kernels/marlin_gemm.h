@@ -9,29 +9,26 @@
 
 namespace sglk::marlin_gemm {
 
-constexpr int kColumnWarps = 4;            // of a team, each with 64 columns
-constexpr int kTileN = 64 * kColumnWarps;  // columns of a block
-constexpr int kMinGroup = 32;              // rows of the smallest group
+constexpr int kTileN = 256;    // columns of a block
+constexpr int kMinGroup = 32;  // rows of the smallest group
 constexpr int kGatherThreads = 256;
+constexpr int kMaxStride = 1 << 24;  // of a, in elements: threads step by up to 64 rows of it in 32 bits
 
-// The tile of a block: m tokens × kTileN columns. k_teams teams of warps share it and split its rows; a team
-// has kColumnWarps × (m / tokens) warps of `tokens` tokens each and copies units of `steps` × 16 rows. All of
-// it fits 99 KB (sm_86, sm_89, sm_120).
+// The tile of a block: m tokens × kTileN columns. k_teams teams of warps share it and split its rows; a warp
+// has all tokens and `columns` columns. A team copies its units, of `steps` × 16 rows, into a ring of its
+// own. All of it fits 99 KB (sm_86, sm_89, sm_120), but for the "deep" ones.
 struct Tile {
   int m;
-  int tokens;
+  int columns;  // 64, or 32
   int k_teams;
-  int steps;   // 2 or 4
-  int stages;  // units of a team in flight, plus the one in use
-  int batch;   // how many of a warp's four times 16 columns teams add up between two barriers
+  int steps;   // 2, 4 or 8
+  int stages;  // units of a team in the ring, the one in use among them
+  int batch;   // how many of a warp's sums of 16 columns × 8 tokens teams exchange between two barriers
 
   SGLK_HOST_DEVICE constexpr int unit() const { return steps * 16; }
-  SGLK_HOST_DEVICE constexpr int team_warps() const { return kColumnWarps * (m / tokens); }
+  SGLK_HOST_DEVICE constexpr int team_warps() const { return kTileN / columns; }
   SGLK_HOST_DEVICE constexpr int threads() const { return 32 * team_warps() * k_teams; }
-  // A lane of a warp owns 16 bytes (8 bit: 32) of a 16 × 64 tile of weights.
-  SGLK_HOST_DEVICE constexpr int weight_bytes(int bits) const {
-    return team_warps() * unit() * 64 * bits / 8;  // of a unit of a team
-  }
+  SGLK_HOST_DEVICE constexpr int weight_bytes(int bits) const { return unit() * kTileN * bits / 8; }
   SGLK_HOST_DEVICE constexpr int token_bytes() const { return m * unit() * 2; }
   SGLK_HOST_DEVICE constexpr int groups() const { return unit() / kMinGroup; }  // of a unit at most
   SGLK_HOST_DEVICE constexpr int scale_bytes() const { return groups() * kTileN * 2; }
@@ -39,23 +36,25 @@ struct Tile {
   SGLK_HOST_DEVICE constexpr int unit_bytes(int bits) const {
     return weight_bytes(bits) + token_bytes() + scale_bytes() + zero_bytes();
   }
-  SGLK_HOST_DEVICE constexpr int sum_bytes() const {
-    return (k_teams - 1) * team_warps() * tokens * 64 * batch;
-  }
+  SGLK_HOST_DEVICE constexpr int sum_bytes() const { return (k_teams - 1) * team_warps() * batch * 512; }
   SGLK_HOST_DEVICE constexpr int shared_bytes(int bits) const {
     return k_teams * stages * unit_bytes(bits) + sum_bytes();
   }
 };
 
-// Stages and teams as they were fastest on an H200, 2026-11-26. "Deep" ones need more than 99 KB.
-constexpr Tile kTile8{8, 8, 4, 4, 2, 2};
-constexpr Tile kTile8Deep{8, 8, 4, 4, 3, 4};
-constexpr Tile kTile16{16, 16, 2, 4, 3, 4};
-constexpr Tile kTile16Deep{16, 16, 4, 4, 2, 4};
-constexpr Tile kTile32{32, 32, 2, 4, 3, 2};
-constexpr Tile kTile64{64, 64, 2, 4, 2, 1};
-constexpr Tile kTile16Byte{16, 16, 2, 2, 4, 2};  // for weights of 8 bits
-constexpr Tile kTile64Byte{64, 64, 2, 2, 3, 1};
+// Stages and teams as they were fastest on an H200, 2026-11-26.
+constexpr Tile kTile8{8, 64, 4, 4, 2, 2};
+constexpr Tile kTile8Deep{8, 64, 4, 4, 3, 4};
+constexpr Tile kTile16{16, 64, 2, 4, 3, 8};
+constexpr Tile kTile16Deep{16, 64, 4, 4, 2, 8};
+constexpr Tile kTile32{32, 32, 2, 4, 3, 4};
+constexpr Tile kTile32Deep{32, 32, 2, 8, 2, 4};
+constexpr Tile kTile64{64, 32, 2, 4, 2, 4};
+constexpr Tile kTile128{128, 32, 1, 4, 3, 1};
+constexpr Tile kTile16Byte{16, 64, 2, 2, 4, 4};  // for weights of 8 bits
+constexpr Tile kTile64Byte{64, 32, 2, 2, 3, 4};
+constexpr Tile kTile64Order{64, 64, 2, 4, 2, 8};  // for act-order, whose scales take registers
+constexpr Tile kTile64OrderByte{64, 64, 2, 2, 3, 8};
 
 // Where a tile lies. Tiles are numbered column by column within bands of eight rows of tiles, so that those
 // in flight together share both operands in the L2.
@@ -72,7 +71,8 @@ SGLK_HOST_DEVICE inline TileIndex tile_at(int tile, int m_tiles, int n_tiles) {
   return {first + within % height, within / height};
 }
 
-// To begin a tile costs as much as so many units (H200, 2026-11-26: 1.1 us, of 0.3 us a unit; 5 were best).
+// To begin a tile costs as much as so many units of 8 KB of weights (H200, 2026-11-26: 1.1 us, of 0.3 us a
+// unit; 5 were best).
 constexpr int kTileCost = 5;
 
 // The work is the list of all tiles' units, one tile after the other, cut into a piece of about equal time
@@ -161,24 +161,25 @@ constexpr Sm90Tile kSm90Tile32{32, 8};
 constexpr Sm90Tile kSm90Tile64{64, 6};
 constexpr Sm90Tile kSm90Tile128{128, 4};
 
-// The blocks that share a tile add up their parts: up to four at the first of them, more up a binary tree (of
-// seven, 128 KB each, it took 12 us less; of four, 2 us more; H200, 2026-11-27). A block has children after
-// it alone, so that it waits for blocks placed before it. Places count from the first block of the tile.
+// The blocks that share a tile add up their parts: up to `flat` at the first of them, more up a binary tree.
+// A block has children after it alone, so that it waits for blocks placed before it. Places count from the
+// first block of the tile.
 struct Parent {
   int place;
   int child;  // which of its children
 };
-constexpr int kMaxFlat = 4;
+// Parts of 128 tokens are 128 KB each: of seven a tree took 12 us less, of four 2 us more (H200, 2026-11-27).
+SGLK_HOST_DEVICE constexpr int max_flat(int tokens) { return tokens < 128 ? 16 : 4; }
 
 // The place of a child, 0: none.
-SGLK_HOST_DEVICE inline int child_of(int place, int child, int blocks) {
-  if (blocks <= kMaxFlat) return place == 0 && child + 1 < blocks ? child + 1 : 0;
+SGLK_HOST_DEVICE inline int child_of(int place, int child, int blocks, int flat) {
+  if (blocks <= flat) return place == 0 && child + 1 < blocks ? child + 1 : 0;
   const int distance = 1 << child;
   return (place & (2 * distance - 1)) == 0 && place + distance < blocks ? place + distance : 0;
 }
 // place > 0.
-SGLK_HOST_DEVICE inline Parent parent_of(int place, int blocks) {
-  if (blocks <= kMaxFlat) return {0, place - 1};
+SGLK_HOST_DEVICE inline Parent parent_of(int place, int blocks, int flat) {
+  if (blocks <= flat) return {0, place - 1};
   int child = 0;
   while ((place >> child & 1) == 0) ++child;
   return {place & (place - 1), child};

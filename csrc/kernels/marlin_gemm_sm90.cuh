@@ -245,26 +245,56 @@ __device__ __forceinline__ void hand_over(const Params& p, const Sums<C>& sum, i
   }
 }
 
-// Adds the part of another block, once its flag is up.
+// Adds the parts of a block's children, of the `blocks` from `first` on that share a tile. Where it has all
+// others, it waits for them at once; up to 16 loads are on their way at once.
 template <class C>
-__device__ __forceinline__ void collect(const Params& p, Sums<C>& sum, int block, int other, int flag,
+__device__ __forceinline__ void collect(const Params& p, Sums<C>& sum, int block, int first, int blocks,
                                         int half, int rows) {
-  if (threadIdx.x == 128) {
-    while ((load_acquire(p.arrivals + block) & flag) == 0) {
+  constexpr int kFlat = max_flat(C::kTokens), kParts = C::kTokens == 32 ? 2 : 1;
+  constexpr int kTokenTiles = C::kTokens == 32 ? 4 : 8;
+  const bool is_flat = blocks <= kFlat;
+  const auto wait = [&](int flags) {
+    if (threadIdx.x == 128) {
+      while ((load_acquire(p.arrivals + block) & flags) != flags) {
+      }
     }
-  }
-  consumer_barrier();
-  const float4* const part = part_of<C>(p, other, half);
-#pragma unroll
-  for (int j = 0; j < C::kTokens / 8; ++j) {
-    if (j * 8 >= rows) break;
-#pragma unroll
-    for (int b = 0; b < 2; ++b) {
-      const float4 y = __ldcg(part + (b * (C::kTokens / 8) + j) * 128);
-      float* const x = sum[b] + j * 4;
-      x[0] += y.x, x[1] += y.y, x[2] += y.z, x[3] += y.w;
+    consumer_barrier();
+  };
+  if (is_flat && block == first) wait((1 << (blocks - 1)) - 1);
+#pragma unroll 1
+  for (int child = 0; child_of(block - first, child, blocks, kFlat) > 0; child += kParts) {
+    if (!is_flat) {
+      const bool is_last = child_of(block - first, child + kParts - 1, blocks, kFlat) == 0;
+      wait((is_last ? 1 : (1 << kParts) - 1) << child);
     }
-    if (j % 8 == 7) asm volatile("" ::: "memory");  // no more loads at once than there are registers
+#pragma unroll
+    for (int j = 0; j < C::kTokens / 8; j += kTokenTiles) {
+      float4 x[kParts][kTokenTiles][2] = {};
+#pragma unroll
+      for (int i = 0; i < kParts; ++i) {
+        const int place = child_of(block - first, child + i, blocks, kFlat);
+        const float4* const from = part_of<C>(p, first + place, half) + j * 128;
+#pragma unroll
+        for (int tile = 0; tile < kTokenTiles; ++tile) {
+          if (place == 0 || (j + tile) * 8 >= rows) continue;
+          x[i][tile][0] = __ldcg(from + tile * 128);
+          x[i][tile][1] = __ldcg(from + (tile + C::kTokens / 8) * 128);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kParts; ++i) {
+#pragma unroll
+        for (int tile = 0; tile < kTokenTiles; ++tile) {
+#pragma unroll
+          for (int b = 0; b < 2; ++b) {
+            float* const to = sum[b] + (j + tile) * 4;
+            const float4& y = x[i][tile][b];
+            to[0] += y.x, to[1] += y.y, to[2] += y.z, to[3] += y.w;
+          }
+        }
+      }
+      asm volatile("" ::: "memory");  // no more loads at once than there are registers
+    }
   }
 }
 
@@ -389,17 +419,14 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
     if (end - begin < p.partition.tile_units) {
       const int first = p.partition.block_of(tile_begin, gridDim.x);
       place_in_tile = block - first, blocks = p.partition.block_of(tile_end - 1, gridDim.x) - first + 1;
-      int child = 0;
-      for (int to; (to = child_of(place_in_tile, child, blocks)) > 0; ++child) {
-        collect<C>(p, sum, block, first + to, 1 << child, column_half, p.m - m0);
-      }
-      if (child > 0 && threadIdx.x == 128) p.arrivals[block] = 0;
+      collect<C>(p, sum, block, first, blocks, column_half, p.m - m0);
+      if (threadIdx.x == 128) p.arrivals[block] = 0;
     }
     if (place_in_tile == 0) {
       store_tile<C>(p, sum, m0, n0, opaque(threadIdx.x) % 32);
     } else {
       hand_over<C>(p, sum, block, column_half, p.m - m0);
-      const Parent parent = parent_of(place_in_tile, blocks);
+      const Parent parent = parent_of(place_in_tile, blocks, max_flat(C::kTokens));
       debt = {p.arrivals + block - place_in_tile + parent.place, 1 << parent.child};
     }
     begin = end;

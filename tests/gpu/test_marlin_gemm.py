@@ -68,7 +68,7 @@ def test_shapes(type_: ScalarType, path: str, m: int, size_n: int, size_k: int, 
 @pytest.mark.parametrize("m", [1, 16, 32, 64, 100])
 @pytest.mark.parametrize(("type_", "path"), KINDS, ids=str)
 def test_every_tile(type_: ScalarType, path: str, m: int) -> None:
-    check(random_weight(type_, 320, 256, 32, torch.bfloat16, DEVICE), m, torch.bfloat16, path)
+    check(random_weight(type_, 320, 640, 32, torch.bfloat16, DEVICE), m, torch.bfloat16, path)
 
 
 @pytest.mark.sanitizer
@@ -80,9 +80,10 @@ def test_many_blocks_share_a_tile(path: str, m: int) -> None:
 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", HALVES, ids=name)
-@pytest.mark.parametrize("m", [1, 16, 100])
-def test_the_deeper_pipelines_and_the_larger_tile_of_sm_90a(m: int, dtype: torch.dtype) -> None:
-    check(random_weight(scalar_types.uint4, 12800, 5120, 128, dtype, DEVICE), m, dtype)
+@pytest.mark.parametrize("m", [1, 16, 32, 200])
+@pytest.mark.parametrize("path", PATHS)
+def test_the_deeper_pipelines_and_the_largest_tile(path: str, m: int, dtype: torch.dtype) -> None:
+    check(random_weight(scalar_types.uint4, 30720, 5120, 128, dtype, DEVICE), m, dtype, path)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name)
@@ -123,6 +124,17 @@ def test_strided_operands(m: int, pad: int, offset: int, path: str) -> None:
         assert product(weight, a.view, c.view) is c.view
     assert_product(c.view, values, weight.dense())
     c.assert_guards_intact()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_rows_far_apart(path: str) -> None:
+    """Further than threads can step in 32 bits: a is copied first."""
+    weight = random_weight(scalar_types.uint4, 192, 512, 128, torch.bfloat16, DEVICE)
+    a = torch.empty(33, (1 << 24) + 8, dtype=torch.bfloat16, device=DEVICE)[:, :512]
+    a.copy_(randn(33, 512, dtype=torch.bfloat16))
+    with force_path(path):
+        result = product(weight, a)
+    assert_product(result, a, weight.dense())
 
 
 @pytest.mark.parametrize("type_", [scalar_types.float8_e4m3fn, scalar_types.uint4b8], ids=str)

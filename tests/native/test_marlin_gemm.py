@@ -46,8 +46,9 @@ def test_the_choice_fits(
     assert shared == shape_shared <= shared_memory
     assert 1 <= blocks <= min(multiprocessors, partition.length())
     assert is_split == (not partition.is_whole and blocks > 1)
-    if m_tiles > 1:  # no larger tile of these weights
-        assert all(s[3] <= tile_m for s in native.marlin_gemm.shapes if s[1] == weight)
+    if m_tiles > 1:  # no larger tile of these weights, but for the one that has to pay
+        tiles = {s[3] for s in native.marlin_gemm.shapes if s[1] == weight}
+        assert tile_m == max(tiles) or (tile_m, max(tiles)) == (64, 128)
     else:  # no smaller one that would do
         assert not any(m <= s[3] < tile_m for s in native.marlin_gemm.shapes if s[1:3] == (weight, False))
 
@@ -111,6 +112,20 @@ def test_an_rtx_5090_is_kept_busy(native: Any, m: int, n: int, k: int) -> None:
     assert choice[4] == 170
 
 
+@pytest.mark.parametrize(("m", "n", "k", "name"), [
+    (17, 10240, 5120, "u4_m32"),
+    (32, 51200, 5120, "u4_m32_deep"),
+    (64, 51200, 5120, "u4_m64"),
+    (128, 51200, 5120, "u4_m128"),
+    (128, 5120, 25600, "u4_m64"),  # a block's sixty units do not pay for the larger tile's sums
+    (256, 5120, 25600, "u4_m128"),
+    (65, 64, 128, "u4_m64"),
+])  # fmt: skip
+def test_which_tile_is_taken(native: Any, m: int, n: int, k: int, name: str) -> None:
+    shape = native.marlin_gemm.choose(m, n, k, 0, False, *H200)[0]
+    assert native.marlin_gemm.shapes[shape][0] == name
+
+
 def test_the_deeper_pipeline_is_for_long_ways_in_large_shared_memory(native: Any) -> None:
     def name(m: int, n: int, k: int, gpu: tuple[int, int]) -> str:
         return str(native.marlin_gemm.shapes[native.marlin_gemm.choose(m, n, k, 0, False, *gpu)[0]][0])
@@ -141,18 +156,18 @@ def test_the_choice_of_sm_90a_fits(native: Any, m: int, n: int, k: int) -> None:
     assert is_split == (not partition.is_whole and blocks > 1)
 
 
-@given(blocks=st.integers(1, 132))
-def test_every_part_is_added_once_by_a_block_before(native: Any, blocks: int) -> None:
+@given(blocks=st.integers(1, 132), flat=st.sampled_from([4, 16]))
+def test_every_part_is_added_once_by_a_block_before(native: Any, blocks: int, flat: int) -> None:
     """Children know their parent and which of its flags is theirs; flags fit 32 bits; the first gets all."""
     added = {place: {place} for place in range(blocks)}
     for place in reversed(range(blocks)):
         for child in itertools.count():
-            to = native.marlin_gemm.child_of(place, child, blocks)
+            to = native.marlin_gemm.child_of(place, child, blocks, flat)
             if to == 0:
                 break
             assert place < to < blocks
             assert child < 31
-            assert native.marlin_gemm.parent_of(to, blocks) == (place, child)
+            assert native.marlin_gemm.parent_of(to, blocks, flat) == (place, child)
             assert added[place].isdisjoint(added[to])
             added[place] |= added[to]
     assert added[0] == set(range(blocks))
@@ -168,8 +183,13 @@ def test_every_part_is_added_once_by_a_block_before(native: Any, blocks: int) ->
 def test_which_tile_sm_90a_takes(native: Any, m: int, n: int, k: int, name: str) -> None:
     shape = native.marlin_gemm.choose_sm90(m, n, k, H200[0])[0]
     assert native.marlin_gemm.sm90_shapes[shape][0] == name
-    assert native.marlin_gemm.prefers_sm90_path(m)
-    assert not native.marlin_gemm.prefers_sm90_path(16)
+    assert native.marlin_gemm.prefers_sm90_path(m, n, k, H200[0])
+    assert not native.marlin_gemm.prefers_sm90_path(16, n, k, H200[0])
+
+
+def test_few_units_of_few_tokens_are_left_to_the_generic_path(native: Any) -> None:
+    assert not native.marlin_gemm.prefers_sm90_path(32, 5120, 8192, H200[0])
+    assert native.marlin_gemm.prefers_sm90_path(33, 5120, 8192, H200[0])
 
 
 def test_who_has_the_path_of_sm_90a(native: Any) -> None:
@@ -206,12 +226,11 @@ def every_call(native: Any, op: str) -> Iterator[list[Any]]:
             if weight != 2:
                 yield arguments(weight, has_order=True, dtype=dtype)
         yield arguments(0, dtype=dtype, a_address=0x8002)
-        for m in (1, 12):  # the deeper pipelines
+        for m in (1, 12, 20, 200):  # the deeper pipelines, the largest tile
+            yield arguments(0, m=m, n=51200, k=5120, groups=40, dtype=dtype, path=GENERIC)
+        for m in (17, 33, 200):  # sm_90a has its own
             yield arguments(0, m=m, n=51200, k=5120, groups=40, dtype=dtype)
-        for m in (17, 33):  # from here on sm_90a has its own
-            yield arguments(0, m=m, dtype=dtype)
         yield arguments(0, m=33, dtype=dtype, a_address=0x8002)
-        yield arguments(0, m=200, n=51200, k=5120, groups=40, dtype=dtype)
 
 
 def test_nothing_is_launched_for_no_rows(gpu: Any) -> None:

@@ -27,13 +27,15 @@ constexpr Shape kShapes[] = {
     {"u4_m16", kUint4, false, kTile16},
     {"u4_m16_deep", kUint4, false, kTile16Deep},
     {"u4_m32", kUint4, false, kTile32},
+    {"u4_m32_deep", kUint4, false, kTile32Deep},
     {"u4_m64", kUint4, false, kTile64},
+    {"u4_m128", kUint4, false, kTile128},
     {"u8_m16", kUint8, false, kTile16Byte},
     {"u8_m64", kUint8, false, kTile64Byte},
     {"fp8_m16", kFloat8, false, kTile16Byte},
     {"fp8_m64", kFloat8, false, kTile64Byte},
-    {"u4_act_order_m64", kUint4, true, kTile64},
-    {"u8_act_order_m64", kUint8, true, kTile64Byte},
+    {"u4_act_order_m64", kUint4, true, kTile64Order},
+    {"u8_act_order_m64", kUint8, true, kTile64OrderByte},
     {"gather", kWeightTypes, false, {}},
 };
 constexpr int kShapeCount = std::size(kShapes);
@@ -70,19 +72,23 @@ inline int64_t total_units(const Shape& shape, int64_t m, int64_t n, int64_t k) 
   return (m + tile.m - 1) / tile.m * ((n + kTileN - 1) / kTileN) * (k / tile.unit() + kTileCost);
 }
 
-// The smallest tile that holds m rows, else the largest; of two pipelines the deeper one if it fits and
-// blocks have enough units to fill it.
+// The smallest tile that holds m rows, else the largest, 128 tokens where blocks have many of its units; of
+// two pipelines the deeper one if it fits and blocks have enough units to fill it.
 inline int choose_shape(int64_t m, int64_t n, int64_t k, WeightType weight, bool is_act_order,
                         int multiprocessors, int shared_memory) {
   int best = -1;
   for (int i = 0; i < kGather; ++i) {
     const Tile& tile = kShapes[i].tile;
     if (kShapes[i].weight != weight || kShapes[i].is_act_order != is_act_order) continue;
+    // To hand over 128 KB of sums takes time: of 60 units a block it made the product 7 % slower than tiles
+    // of 64, of 121 3 to 14 % faster (H200, 2026-11-28).
+    if (tile.m == 128 && total_units(kShapes[i], m, n, k) < int64_t{80} * multiprocessors) continue;
     if (best < 0 || (kShapes[best].tile.m < m && tile.m > kShapes[best].tile.m)) {
       best = i;
     } else if (tile.m == kShapes[best].tile.m) {
-      // Eight tokens: a block's 24 units were faster with two stages, 60 with three (H200, 2026-11-26).
-      const int64_t enough = tile.m == 8 ? 40 : 8;
+      // Eight tokens: a block's 24 units were faster with two stages, 60 with three; 32: 30 units of 128 rows
+      // as fast as twice as many of 64, 60 faster (H200, 2026-11-28).
+      const int64_t enough = tile.m == 16 ? 8 : 40;
       if (total_units(kShapes[i], m, n, k) >= enough * multiprocessors &&
           tile.shared_bytes(bits(weight)) <= shared_memory) {
         best = i;
@@ -92,11 +98,12 @@ inline int choose_shape(int64_t m, int64_t n, int64_t k, WeightType weight, bool
   return best;
 }
 
-// Whole tiles while the last wave is nearly full; otherwise pieces, of at least `least` units.
+// Whole tiles while the last wave is nearly full, which share operands in the L2 better (97 % full: 6 to 10 %
+// faster than pieces, 93 %: 6 % slower; H200, 2026-11-28); otherwise pieces, of at least `least` units.
 inline void cut(Choice& choice, int64_t tile_units, int cost, int least, int multiprocessors) {
   const int tiles = choice.m_tiles * choice.n_tiles;
   const int64_t waves = (int64_t{tiles} + multiprocessors - 1) / multiprocessors;
-  const bool is_whole = int64_t{tiles} * 100 >= waves * multiprocessors * 92;
+  const bool is_whole = int64_t{tiles} * 100 >= waves * multiprocessors * 95;
   choice.partition = {tiles, static_cast<int>(tile_units), cost, is_whole};
   const int64_t pieces = is_whole ? tiles : std::max(1, choice.partition.total() / least);
   choice.blocks = static_cast<int>(std::min<int64_t>(multiprocessors, pieces));
@@ -112,15 +119,20 @@ inline Choice choose(int64_t m, int64_t n, int64_t k, WeightType weight, bool is
   choice.m_tiles = static_cast<int>((m + tile.m - 1) / tile.m);
   choice.n_tiles = static_cast<int>((n + kTileN - 1) / kTileN);
   choice.shared_bytes = tile.shared_bytes(bits(weight));
-  cut(choice, k / tile.unit(), kTileCost, tile.k_teams, multiprocessors);
+  const int cost = kTileCost * 8192 / tile.weight_bytes(bits(weight));
+  cut(choice, k / tile.unit(), cost, tile.k_teams, multiprocessors);
   return choice;
 }
 
 inline bool has_sm90_path(int compute_capability, WeightType weight, bool is_act_order) {
   return compute_capability == 90 && weight == kUint4 && !is_act_order;
 }
-// From where it was faster (H200, 2026-11-27: at 16 tokens 5 to 15 % slower, at 17 to 32 up to 15 % faster).
-inline bool prefers_sm90_path(int64_t m) { return m > 16; }
+// From where it was faster (H200, 2026-11-28): at 16 tokens it was 16 to 46 % slower, at 32 up to 20 %
+// faster, but 10 % slower where blocks had less than ten of its units.
+inline bool prefers_sm90_path(int64_t m, int64_t n, int64_t k, int multiprocessors) {
+  if (m <= 32) return m > 16 && (n + kTileN - 1) / kTileN * (k / kSm90Unit) >= int64_t{11} * multiprocessors;
+  return true;
+}
 
 inline Choice choose_sm90(int64_t m, int64_t n, int64_t k, int multiprocessors) {
   Choice choice{};

@@ -336,8 +336,8 @@ void bind_marlin_gemm(py::module_ m) {
   });
   m.def("prefers_sm90_path", prefers_sm90_path);
   m.def("child_of", child_of);
-  m.def("parent_of", [](int place, int blocks) {
-    const Parent parent = parent_of(place, blocks);
+  m.def("parent_of", [](int place, int blocks, int flat) {
+    const Parent parent = parent_of(place, blocks, flat);
     return py::make_tuple(parent.place, parent.child);
   });
   m.def("tile_at", [](int tile, int m_tiles, int n_tiles) {
