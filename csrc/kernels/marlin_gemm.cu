@@ -17,8 +17,11 @@
 //              ├─────┼─────┼─────┼─────┤      the columns i + 8t, whose scales are 16 consecutive bytes and
 //    team 1    │     │     │     │     │      whose zero points are one word.
 //      ⋮       └─────┴─────┴─────┴─────┘
-//  (pieces of the rows)                       With 128 tokens, 8 warps of 32 columns, one team: two warps
-//                                             share a tile, each takes half of a lane's bytes.
+//  (pieces of the rows)                       From 32 tokens on, 8 warps of 32 columns: two share a tile, and
+//                                             each takes half of a lane's bytes. 128 tokens: one team.
+//
+// More warps of fewer columns hide each other's latencies (a scheduler needs four for that); a warp of more
+// tokens makes fewer weights for as many products.
 //
 // Few tokens (kScalesSums): sums of a group are scaled when the group ends. Up to eight bf16 tokens
 // (kFoldsZeros), Q enters as 128 + Q, as the bits come, and Σ (128 + Q) a − (128 + Z) Σ a takes the rest

@@ -42,7 +42,7 @@ struct Tile {
   }
 };
 
-// Stages and teams as they were fastest on an H200, 2026-11-26.
+// As they were fastest on an H200, 2026-11-28.
 constexpr Tile kTile8{8, 64, 4, 4, 2, 2};
 constexpr Tile kTile8Deep{8, 64, 4, 4, 3, 4};
 constexpr Tile kTile16{16, 64, 2, 4, 3, 8};

@@ -55,13 +55,14 @@ struct Place {
   static constexpr int kChunkRow = 2 * C::kSteps;            // chunks of a row of tokens
   static constexpr int kRows = C::kTeamThreads / kChunkRow;  // of tokens that a team copies at once
 
+  // The first threads of a team copy the scales of a unit's groups, 32 each, the next their zero points, 8.
+  static constexpr int kScaleThreads = 32 * C::kTile.groups();
+  static_assert(kScaleThreads + 8 * C::kTile.groups() <= C::kTeamThreads);
+
   int team, thread, lane;                   // thread: of the team
   int warp;                                 // of the team, numbered by columns
   uint32_t weights, tokens, scales, zeros;  // to read
   uint32_t copied_tokens, copied_group;
-  // The first threads of a team copy the scales of a unit's groups, 32 each, the next their zero points, 8.
-  static constexpr int kScaleThreads = 32 * C::kTile.groups();
-  static_assert(kScaleThreads + 8 * C::kTile.groups() <= C::kTeamThreads);
   bool copies_scales, copies_group;
 
   __device__ __forceinline__ explicit Place(const Params& p) {
