@@ -261,8 +261,9 @@ __device__ __forceinline__ void collect(const Params& p, Sums<C>& sum, int block
     consumer_barrier();
   };
   if (is_flat && block == first) wait((1 << (blocks - 1)) - 1);
+  int child = 0;
 #pragma unroll 1
-  for (int child = 0; child_of(block - first, child, blocks, kFlat) > 0; child += kParts) {
+  for (; child_of(block - first, child, blocks, kFlat) > 0; child += kParts) {
     if (!is_flat) {
       const bool is_last = child_of(block - first, child + kParts - 1, blocks, kFlat) == 0;
       wait((is_last ? 1 : (1 << kParts) - 1) << child);
@@ -296,6 +297,8 @@ __device__ __forceinline__ void collect(const Params& p, Sums<C>& sum, int block
       asm volatile("" ::: "memory");  // no more loads at once than there are registers
     }
   }
+  // A block without children here may have some in its next tile, whose flags may be up already.
+  if (child > 0 && threadIdx.x == 128) p.arrivals[block] = 0;
 }
 
 // n0: of the warp.
@@ -420,7 +423,6 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
       const int first = p.partition.block_of(tile_begin, gridDim.x);
       place_in_tile = block - first, blocks = p.partition.block_of(tile_end - 1, gridDim.x) - first + 1;
       collect<C>(p, sum, block, first, blocks, column_half, p.m - m0);
-      if (threadIdx.x == 128) p.arrivals[block] = 0;
     }
     if (place_in_tile == 0) {
       store_tile<C>(p, sum, m0, n0, opaque(threadIdx.x) % 32);

@@ -173,6 +173,28 @@ def test_every_part_is_added_once_by_a_block_before(native: Any, blocks: int, fl
     assert added[0] == set(range(blocks))
 
 
+@given(
+    tiles=st.integers(1, 60),
+    tile_units=st.integers(1, 40),
+    blocks=st.integers(1, 132),
+    flat=st.sampled_from([4, 16]),
+)
+def test_a_block_has_children_in_its_last_tile_alone(
+    native: Any, tiles: int, tile_units: int, blocks: int, flat: int
+) -> None:
+    """So that the one word of flags of a block is of one tile, and may be cleared when that is added up."""
+    partition = native.marlin_gemm.Partition(tiles, tile_units, 2, False)
+    blocks = min(blocks, partition.length())
+    for block in range(blocks):
+        begin, end = partition.first(block, blocks), partition.first(block + 1, blocks)
+        if begin == end:
+            continue
+        for tile in range(begin // tile_units, (end - 1) // tile_units):  # all but the last
+            first = partition.block_of(tile * tile_units, blocks)
+            sharers = partition.block_of((tile + 1) * tile_units - 1, blocks) - first + 1
+            assert native.marlin_gemm.child_of(block - first, 0, sharers, flat) == 0
+
+
 @pytest.mark.parametrize(("m", "n", "k", "name"), [
     (17, 10240, 5120, "u4_m32"),
     (33, 51200, 5120, "u4_m64"),
