@@ -36,6 +36,7 @@
 #include "common/mma.cuh"
 #include "common/pdl.cuh"
 #include "marlin_gemm_copy.cuh"
+#include "marlin_gemm_sums.cuh"
 
 namespace sglk::marlin_gemm {
 
@@ -46,20 +47,21 @@ struct RawGroup {
   uint32_t zeros;
 };
 
-// row: the group's among those of its unit.
+// row: the group's among those of its unit. group_mask: the pairs of steps in a group, less one; 3 at most,
+// or very many of a single group.
 template <class C>
 __device__ __forceinline__ RawGroup<C> load_group(const Place<C>& place, uint32_t slot, int row,
                                                   int group_mask) {
   RawGroup<C> raw;
   const uint32_t scales = slot + place.scales + row * (kTileN * 2);
   if (group_mask < 4) {
-    load_shared(raw.scales, scales);
+    load_shared<C::kColumnTiles>(raw.scales, scales);
   } else {  // column i + 8t, permuted per 32: the half i % 2 of word t % 4 of the chunk i / 2
     const int half = place.lane / 4 % 2 ? 0x7632 : 0x5410;
 #pragma unroll
     for (int j = 0; j < C::kColumnTiles; j += 2) {
       uint32_t chunk[4];
-      load_shared(chunk, scales + j * 32);
+      load_shared<4>(chunk, scales + j * 32);
       raw.scales[j] = __byte_perm(chunk[0], chunk[1], half);
       raw.scales[j + 1] = __byte_perm(chunk[2], chunk[3], half);
     }
@@ -106,23 +108,18 @@ __device__ __forceinline__ void unpack_group(Group<C>& group, const RawGroup<C>&
   }
 }
 
-// Act-order: the scales of a lane's columns in its four rows r, r + 1, r + 8 and r + 9, r = k0 + 2 (lane %
+// Act-order: the scales of a lane's columns in its four rows: r, r + 1, r + 8 and r + 9, r = k0 + 2 (lane %
 // 4).
-template <class C>
-using RowScales = uint32_t[4][C::kColumnTiles];
+using RowScales = uint32_t[4][4];
 
-template <class C>
-__device__ __forceinline__ void load_row_scales(const Params& p, RowScales<C>& rows, int k0,
+__device__ __forceinline__ void load_row_scales(const Params& p, RowScales& rows, int k0,
                                                 const uint16_t* scales, int lane) {
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
     const int k = k0 + 2 * (lane % 4) + e % 2 + 8 * (e / 2);
     const int g = min(max(p.g_idx[k], 0), p.groups - 1);
-#pragma unroll
-    for (int j = 0; j < C::kColumnTiles; j += 2) {
-      const uint2 v = *reinterpret_cast<const uint2*>(scales + int64_t{g} * p.n + j * 2);
-      rows[e][j] = v.x, rows[e][j + 1] = v.y;
-    }
+    const uint4 v = *reinterpret_cast<const uint4*>(scales + int64_t{g} * p.n);
+    rows[e][0] = v.x, rows[e][1] = v.y, rows[e][2] = v.z, rows[e][3] = v.w;
   }
 }
 
@@ -158,11 +155,6 @@ __device__ __forceinline__ uint32_t weight_part(const Words<C>& words, const Gro
   return w;
 }
 
-// Sums of a warp: [16 columns][8 tokens], C fragments: columns i (0, 1) and i + 8 (2, 3), tokens 2 (lane % 4)
-// and the next.
-template <class C>
-using Sums = float[C::kColumnTiles][C::kTokenTiles][4];
-
 template <class C>
 struct Accumulators {
   Sums<C> sum;
@@ -178,9 +170,7 @@ template <class C>
 __device__ __forceinline__ void load_words(Words<C>& words, const Place<C>& place, uint32_t slot, int step) {
 #pragma unroll
   for (int i = 0; i < C::kWords; i += 4) {
-    uint32_t (&chunk)[C::kWords < 4 ? 2 : 4] =
-        reinterpret_cast<uint32_t (&)[C::kWords < 4 ? 2 : 4]>(words[i]);
-    load_shared(chunk, slot + place.weights + step * C::kStepBytes + i / 4 * 512);
+    load_shared < C::kWords<4 ? 2 : 4>(words + i, slot + place.weights + step * C::kStepBytes + i / 4 * 512);
   }
 }
 
@@ -188,8 +178,8 @@ __device__ __forceinline__ void load_words(Words<C>& words, const Place<C>& plac
 template <class C>
 __device__ __forceinline__ void load_tokens(Tokens<C>& tokens, const Place<C>& place, uint32_t slot, int step,
                                             int j) {
-  const uint32_t address =
-      slot + (place.tokens ^ step * 32) + j * (8 * C::kSteps * 32);  // two chunks further
+  // A step is two chunks further.
+  const uint32_t address = slot + (place.tokens ^ step * 32) + j * (8 * C::kSteps * 32);
   if constexpr (C::kTokenTiles == 1) {
     load_matrices(tokens[0], address);
   } else {
@@ -217,8 +207,8 @@ template <class C>
 __device__ __forceinline__ void multiply_step(const Params& p, Accumulators<C>& acc, const Group<C>& group,
                                               const Operands<C>& f, int k, const uint16_t* scales) {
   using T = typename C::T;
-  RowScales<C> row_scales;
-  if constexpr (C::kIsActOrder) load_row_scales<C>(p, row_scales, k, scales, threadIdx.x % 32);
+  RowScales row_scales;
+  if constexpr (C::kIsActOrder) load_row_scales(p, row_scales, k, scales, threadIdx.x % 32);
   if constexpr (C::kFoldsZeros) {
     constexpr uint32_t kOnes[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
 #pragma unroll
@@ -273,148 +263,6 @@ __device__ __forceinline__ void close_group(Accumulators<C>& acc, const RawGroup
   }
 }
 
-// The 16 columns u of a warp belong to one team in the end: it adds those of the others, in their order.
-template <class C>
-__device__ __forceinline__ constexpr int owner(int u) {
-  return u * C::kTeams / C::kColumnTiles;
-}
-
-template <class C>
-__device__ __forceinline__ void block_barrier() {
-  asm volatile("bar.sync %0, %1;" ::"n"(1 + C::kTeams), "n"(C::kTile.threads()) : "memory");
-}
-
-template <class C>
-__device__ __forceinline__ void add_teams(Sums<C>& sum, const Place<C>& place, char* shared) {
-  // [place of a team among the others][warp][sums of 16 columns × 8 tokens in the batch][lane]
-  constexpr int kWarpSize = 32 * C::kBatch, kTeamSize = C::kTile.team_warps() * kWarpSize;
-  // Opaque: what is computed of it must not lie in registers during the loop over units.
-  const int thread = opaque(place.thread), team = opaque(place.team);
-  float4* const sums = reinterpret_cast<float4*>(shared) + thread / 32 * kWarpSize + thread % 32;
-#pragma unroll
-  for (int first = 0; first < C::kColumnTiles * C::kTokenTiles; first += C::kBatch) {
-    if (first > 0) block_barrier<C>();
-#pragma unroll
-    for (int i = 0; i < C::kBatch; ++i) {
-      const int u = (first + i) / C::kTokenTiles, j = (first + i) % C::kTokenTiles;
-      if (team == owner<C>(u)) continue;
-      const int index = team - (team > owner<C>(u));
-      sums[index * kTeamSize + i * 32] = {sum[u][j][0], sum[u][j][1], sum[u][j][2], sum[u][j][3]};
-    }
-    block_barrier<C>();
-#pragma unroll
-    for (int i = 0; i < C::kBatch; ++i) {
-      const int u = (first + i) / C::kTokenTiles, j = (first + i) % C::kTokenTiles;
-      if (team != owner<C>(u)) continue;
-#pragma unroll
-      for (int index = 0; index < C::kTeams - 1; ++index) {
-        const float4 x = sums[index * kTeamSize + i * 32];
-        sum[u][j][0] += x.x, sum[u][j][1] += x.y, sum[u][j][2] += x.z, sum[u][j][3] += x.w;
-      }
-    }
-  }
-}
-
-// Where a lane's sums of 16 columns × 8 tokens lie in a part: [warp of a team][u][8 tokens][lane].
-template <class C>
-__device__ __forceinline__ float4* part_of(const Params& p, const Place<C>& place, int block, int u, int j) {
-  constexpr int kTileSize = C::kTile.m * kTileN / 4;
-  return reinterpret_cast<float4*>(p.partial) + int64_t{block} * kTileSize +
-         ((place.thread / 32 * C::kColumnTiles + u) * C::kTokenTiles + j) * 32 + place.lane;
-}
-
-// Writes the part of a tile that an earlier block began. rows: the warp's tokens.
-template <class C>
-__device__ __forceinline__ void hand_over(const Params& p, const Sums<C>& sum, const Place<C>& place,
-                                          int block, int rows) {
-#pragma unroll
-  for (int u = 0; u < C::kColumnTiles; ++u) {
-    if (place.team != owner<C>(u)) continue;
-#pragma unroll
-    for (int j = 0; j < C::kTokenTiles; ++j) {
-      if (j * 8 >= rows) continue;
-      __stcg(part_of(p, place, block, u, j), float4{sum[u][j][0], sum[u][j][1], sum[u][j][2], sum[u][j][3]});
-    }
-  }
-}
-
-// Adds the parts of the blocks after this one, up to `last`. They were placed earlier, see `run`. Up to
-// eight loads are on their way at once: one by one they took most of the time.
-template <class C>
-__device__ __forceinline__ void collect(const Params& p, Sums<C>& sum, const Place<C>& place, int block,
-                                        int last, int rows) {
-  constexpr int kMost = C::kTile.threads() == 512 ? 4 : 8;
-  constexpr int kTokenTiles = C::kTokenTiles < kMost ? C::kTokenTiles : kMost;
-  constexpr int kBlocks = C::kTokenTiles < 8 ? 8 / C::kTokenTiles : 1;
-  if (threadIdx.x == 0) {
-    while (load_acquire(p.arrivals + block) < last - block) {
-    }
-    p.arrivals[block] = 0;
-  }
-  block_barrier<C>();
-#pragma unroll
-  for (int u = 0; u < C::kColumnTiles; ++u) {
-    if (place.team != owner<C>(u)) continue;
-#pragma unroll 1
-    for (int other = block + 1; other <= last; other += kBlocks) {
-#pragma unroll
-      for (int first = 0; first < C::kTokenTiles; first += kTokenTiles) {
-        float4 x[kBlocks][kTokenTiles] = {};
-#pragma unroll
-        for (int i = 0; i < kBlocks; ++i) {
-#pragma unroll
-          for (int j = 0; j < kTokenTiles; ++j) {
-            if (other + i <= last && (first + j) * 8 < rows) {
-              x[i][j] = __ldcg(part_of(p, place, other + i, u, first + j));
-            }
-          }
-        }
-#pragma unroll
-        for (int i = 0; i < kBlocks; ++i) {
-#pragma unroll
-          for (int j = 0; j < kTokenTiles; ++j) {
-            float (&to)[4] = sum[u][first + j];
-            to[0] += x[i][j].x, to[1] += x[i][j].y, to[2] += x[i][j].z, to[3] += x[i][j].w;
-          }
-        }
-      }
-    }
-  }
-}
-
-template <class T>
-__device__ __forceinline__ float bias_at(const Params& p, int n) {
-  if (p.bias == nullptr) return 0.0f;
-  return to_float(static_cast<const T*>(p.bias)[n / 32 * 32 + n % 8 / 2 * 8 + n % 32 / 8 * 2 + n % 2]);
-}
-
-// n0: of the warp.
-template <class C>
-__device__ __forceinline__ void store_tile(const Params& p, const Sums<C>& sum, const Place<C>& place, int m0,
-                                           int n0) {
-  using T = typename C::T;
-  const int lane = place.lane;
-#pragma unroll
-  for (int u = 0; u < C::kColumnTiles; ++u) {
-    if (place.team != owner<C>(u)) continue;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int n = n0 + u * 16 + h * 8;
-      const float bias = bias_at<T>(p, n + lane / 4);
-#pragma unroll
-      for (int j = 0; j < C::kTokenTiles; ++j) {
-        // Transposed, lane / 4 is the token, and the lane has two neighbouring columns of it.
-        const uint32_t pair = transpose(from_floats<T>(sum[u][j][2 * h] + bias, sum[u][j][2 * h + 1] + bias));
-        const int m = m0 + j * 8 + lane / 4;
-        if (m < p.m) {
-          T* const out = static_cast<T*>(p.out) + m * p.out_stride + n + lane % 4 * 2;
-          *reinterpret_cast<uint32_t*>(out) = pair;
-        }
-      }
-    }
-  }
-}
-
 // The products of a team's `units` units from `unit` on, which lie in the ring; copies as many that come
 // later.
 template <class C>
@@ -424,9 +272,9 @@ __device__ __forceinline__ void multiply_units(const Params& p, Accumulators<C>&
   if (units == 0) return;
   const uint16_t* scales = nullptr;
   if (C::kIsActOrder) {
-    const int column =
-        min(tile_at(tile, p.m_tiles, p.n_tiles).n * kTileN + place.warp * C::kColumns, p.n - C::kColumns);
-    scales = static_cast<const uint16_t*>(p.scales) + column / 64 * 64 + place.lane / 4 * 8 + column % 64 / 8;
+    static_assert(!C::kIsActOrder || C::kColumns == 64);
+    const int column = min(tile_at(tile, p.m_tiles, p.n_tiles).n * kTileN + place.warp * 64, p.n - 64);
+    scales = static_cast<const uint16_t*>(p.scales) + column + place.lane / 4 * 8;
   }
   Group<C> group = {};
   Operands<C> f[2];

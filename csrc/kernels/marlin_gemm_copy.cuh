@@ -28,8 +28,7 @@ struct Config {
   static constexpr bool kScalesSums = !kIsActOrder && kTokens <= 32;
   static constexpr bool kWorksAhead = !kIsActOrder && kTokens >= 64;
   static constexpr bool kFoldsZeros = kTokens == 8 && kScalesSums && kWeight == Weight::kInt4 && is_bf16<T>;
-  // In a unit: weights [step][tile of 64 columns][plane][lane] · tokens · scales [group] · zero points
-  // [group].
+  // In a unit: weights [step][64 columns][plane][lane] · tokens · scales [group] · zero points [group].
   static constexpr int kUnitBytes = kTile.unit_bytes(kBits);
   static constexpr int kStepBytes = kTile.weight_bytes(kBits) / kSteps;
   static constexpr int kTokenOffset = kTile.weight_bytes(kBits);

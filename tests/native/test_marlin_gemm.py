@@ -255,6 +255,16 @@ def every_call(native: Any, op: str) -> Iterator[list[Any]]:
         yield arguments(0, m=33, dtype=dtype, a_address=0x8002)
 
 
+@pytest.mark.parametrize(
+    ("m", "stride", "launches"), [(3, 1 << 24, 1), (3, (1 << 24) + 8, 2), (1, 1 << 25, 1)]
+)
+def test_rows_too_far_apart_are_copied_first(gpu: Any, m: int, stride: int, launches: int) -> None:
+    values = arguments(0, m=m)
+    values[0] = Tensor(m, 1024, strides=[stride, 1])
+    gpu.torch.call(OPS[0], values)
+    assert len(gpu.driver.launches()) == launches
+
+
 def test_nothing_is_launched_for_no_rows(gpu: Any) -> None:
     gpu.torch.call(OPS[0], arguments(0, m=0))
     assert gpu.driver.launches() == []

@@ -56,17 +56,6 @@ __device__ __forceinline__ void load_matrices(uint32_t (&r)[2], uint32_t address
                : "memory");
 }
 
-__device__ __forceinline__ void load_shared(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-
-__device__ __forceinline__ void load_shared(uint32_t (&r)[2], uint32_t address) {
-  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(address) : "memory");
-}
-
 __device__ __forceinline__ uint4 load_shared(uint32_t address) {
   uint4 v;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -80,6 +69,19 @@ __device__ __forceinline__ uint2 load_shared_pair(uint32_t address) {
   uint2 v;
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
   return v;
+}
+
+// 2 or 4 words.
+template <int kWords>
+__device__ __forceinline__ void load_shared(uint32_t* words, uint32_t address) {
+  static_assert(kWords == 2 || kWords == 4);
+  if constexpr (kWords == 2) {
+    const uint2 v = load_shared_pair(address);
+    words[0] = v.x, words[1] = v.y;
+  } else {
+    const uint4 v = load_shared(address);
+    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+  }
 }
 
 __device__ __forceinline__ uint32_t load_shared_word(uint32_t address) {

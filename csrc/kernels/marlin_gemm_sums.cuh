@@ -1,0 +1,158 @@
+// What becomes of the sums of marlin_gemm.cu: added over the teams of a block and the blocks of a tile,
+// stored.
+#pragma once
+
+#include "common/mma.cuh"
+#include "marlin_gemm_copy.cuh"
+
+namespace sglk::marlin_gemm {
+
+// Sums of a warp: [16 columns][8 tokens], C fragments: columns i (0, 1) and i + 8 (2, 3), tokens 2 (lane % 4)
+// and the next.
+template <class C>
+using Sums = float[C::kColumnTiles][C::kTokenTiles][4];
+
+// The 16 columns u of a warp belong to one team in the end: it adds those of the others, in their order.
+template <class C>
+__device__ __forceinline__ constexpr int owner(int u) {
+  return u * C::kTeams / C::kColumnTiles;
+}
+
+template <class C>
+__device__ __forceinline__ void block_barrier() {
+  asm volatile("bar.sync %0, %1;" ::"n"(1 + C::kTeams), "n"(C::kTile.threads()) : "memory");
+}
+
+template <class C>
+__device__ __forceinline__ void add_teams(Sums<C>& sum, const Place<C>& place, char* shared) {
+  // [place of a team among the others][warp][sums of 16 columns × 8 tokens in the batch][lane]
+  constexpr int kWarpSize = 32 * C::kBatch, kTeamSize = C::kTile.team_warps() * kWarpSize;
+  // Opaque: what is computed of it must not lie in registers during the loop over units.
+  const int thread = opaque(place.thread), team = opaque(place.team);
+  float4* const sums = reinterpret_cast<float4*>(shared) + thread / 32 * kWarpSize + thread % 32;
+#pragma unroll
+  for (int first = 0; first < C::kColumnTiles * C::kTokenTiles; first += C::kBatch) {
+    if (first > 0) block_barrier<C>();
+#pragma unroll
+    for (int i = 0; i < C::kBatch; ++i) {
+      const int u = (first + i) / C::kTokenTiles, j = (first + i) % C::kTokenTiles;
+      if (team == owner<C>(u)) continue;
+      const int index = team - (team > owner<C>(u));
+      sums[index * kTeamSize + i * 32] = {sum[u][j][0], sum[u][j][1], sum[u][j][2], sum[u][j][3]};
+    }
+    block_barrier<C>();
+#pragma unroll
+    for (int i = 0; i < C::kBatch; ++i) {
+      const int u = (first + i) / C::kTokenTiles, j = (first + i) % C::kTokenTiles;
+      if (team != owner<C>(u)) continue;
+#pragma unroll
+      for (int index = 0; index < C::kTeams - 1; ++index) {
+        const float4 x = sums[index * kTeamSize + i * 32];
+        sum[u][j][0] += x.x, sum[u][j][1] += x.y, sum[u][j][2] += x.z, sum[u][j][3] += x.w;
+      }
+    }
+  }
+}
+
+// Where a lane's sums of 16 columns × 8 tokens lie in a part: [warp of a team][u][8 tokens][lane].
+template <class C>
+__device__ __forceinline__ float4* part_of(const Params& p, const Place<C>& place, int block, int u, int j) {
+  constexpr int kTileSize = C::kTile.m * kTileN / 4;
+  return reinterpret_cast<float4*>(p.partial) + int64_t{block} * kTileSize +
+         ((place.thread / 32 * C::kColumnTiles + u) * C::kTokenTiles + j) * 32 + place.lane;
+}
+
+// Writes the part of a tile that an earlier block began. rows: the warp's tokens.
+template <class C>
+__device__ __forceinline__ void hand_over(const Params& p, const Sums<C>& sum, const Place<C>& place,
+                                          int block, int rows) {
+#pragma unroll
+  for (int u = 0; u < C::kColumnTiles; ++u) {
+    if (place.team != owner<C>(u)) continue;
+#pragma unroll
+    for (int j = 0; j < C::kTokenTiles; ++j) {
+      if (j * 8 >= rows) continue;
+      __stcg(part_of(p, place, block, u, j), float4{sum[u][j][0], sum[u][j][1], sum[u][j][2], sum[u][j][3]});
+    }
+  }
+}
+
+// Adds the parts of the blocks after this one, up to `last`. They were placed earlier, see `run`. Up to
+// eight loads are on their way at once: one by one they took most of the time.
+template <class C>
+__device__ __forceinline__ void collect(const Params& p, Sums<C>& sum, const Place<C>& place, int block,
+                                        int last, int rows) {
+  constexpr int kMost =
+      C::kTile.threads() == 512 ? 4 : 8;  // of one block: 512 threads have 128 registers each
+  constexpr int kTokenTiles = C::kTokenTiles < kMost ? C::kTokenTiles : kMost;
+  constexpr int kBlocks = C::kTokenTiles < 8 ? 8 / C::kTokenTiles : 1;
+  if (threadIdx.x == 0) {
+    while (load_acquire(p.arrivals + block) < last - block) {
+    }
+    p.arrivals[block] = 0;
+  }
+  block_barrier<C>();
+#pragma unroll
+  for (int u = 0; u < C::kColumnTiles; ++u) {
+    if (place.team != owner<C>(u)) continue;
+#pragma unroll 1
+    for (int other = block + 1; other <= last; other += kBlocks) {
+#pragma unroll
+      for (int first = 0; first < C::kTokenTiles; first += kTokenTiles) {
+        float4 x[kBlocks][kTokenTiles] = {};
+#pragma unroll
+        for (int i = 0; i < kBlocks; ++i) {
+#pragma unroll
+          for (int j = 0; j < kTokenTiles; ++j) {
+            if (other + i <= last && (first + j) * 8 < rows) {
+              x[i][j] = __ldcg(part_of(p, place, other + i, u, first + j));
+            }
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kBlocks; ++i) {
+#pragma unroll
+          for (int j = 0; j < kTokenTiles; ++j) {
+            float (&to)[4] = sum[u][first + j];
+            to[0] += x[i][j].x, to[1] += x[i][j].y, to[2] += x[i][j].z, to[3] += x[i][j].w;
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+__device__ __forceinline__ float bias_at(const Params& p, int n) {
+  if (p.bias == nullptr) return 0.0f;
+  return to_float(static_cast<const T*>(p.bias)[n / 32 * 32 + n % 8 / 2 * 8 + n % 32 / 8 * 2 + n % 2]);
+}
+
+// n0: of the warp.
+template <class C>
+__device__ __forceinline__ void store_tile(const Params& p, const Sums<C>& sum, const Place<C>& place, int m0,
+                                           int n0) {
+  using T = typename C::T;
+  const int lane = place.lane;
+#pragma unroll
+  for (int u = 0; u < C::kColumnTiles; ++u) {
+    if (place.team != owner<C>(u)) continue;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int n = n0 + u * 16 + h * 8;
+      const float bias = bias_at<T>(p, n + lane / 4);
+#pragma unroll
+      for (int j = 0; j < C::kTokenTiles; ++j) {
+        // Transposed, lane / 4 is the token, and the lane has two neighbouring columns of it.
+        const uint32_t pair = transpose(from_floats<T>(sum[u][j][2 * h] + bias, sum[u][j][2 * h + 1] + bias));
+        const int m = m0 + j * 8 + lane / 4;
+        if (m < p.m) {
+          T* const out = static_cast<T*>(p.out) + m * p.out_stride + n + lane % 4 * 2;
+          *reinterpret_cast<uint32_t*>(out) = pair;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace sglk::marlin_gemm
