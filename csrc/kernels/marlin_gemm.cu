@@ -273,7 +273,7 @@ __device__ __forceinline__ void multiply_units(const Params& p, Accumulators<C>&
   const uint16_t* scales = nullptr;
   if (C::kIsActOrder) {
     static_assert(!C::kIsActOrder || C::kColumns == 64);
-    const int column = min(tile_at(tile, p.m_tiles, p.n_tiles).n * kTileN + place.warp * 64, p.n - 64);
+    const int column = min(p.tiles.at(tile).n * kTileN + place.warp * 64, p.n - 64);
     scales = static_cast<const uint16_t*>(p.scales) + column + place.lane / 4 * 8;
   }
   Group<C> group = {};
@@ -384,6 +384,62 @@ __device__ __forceinline__ void equalize_barriers(int team, int before, int unit
   for (int i = barriers(own); i < barriers(most); ++i) team_barrier<C>(team);
 }
 
+// A block's units of a tile.
+struct Piece {
+  int tile;
+  int tile_begin, tile_end;  // units of the tile
+  int begin, end;            // of the piece
+
+  __device__ __forceinline__ Piece(const Params& p, int begin, int last)
+      : tile(p.partition.tile.divide(begin)),
+        tile_begin(tile * p.partition.tile.value),
+        tile_end(tile_begin + p.partition.tile.value),
+        begin(begin),
+        end(min(last, tile_end)) {}
+};
+
+// A block waits for those after it in the list, which therefore come first in the grid.
+__device__ __forceinline__ int block_index() { return gridDim.x - 1 - blockIdx.x; }
+
+// Tells the block that waits for it that the part of a block's first tile, if it began that one not, is
+// written. first: of the block's units. All threads have passed a barrier since they wrote.
+__device__ __forceinline__ void report_part(const Params& p, int first) {
+  const int tile_begin = Piece(p, first, first).tile_begin;
+  if (threadIdx.x == 0 && first > tile_begin) {
+    add_release(p.arrivals + p.partition.block_of(tile_begin), 1);
+  }
+}
+
+// Adds the sums of all teams, and of all blocks where this one began the tile, and stores them; hands them
+// over where it did not.
+template <class C>
+__device__ __forceinline__ void finish_piece(const Params& p, const Sums<C>& sum, const Place<C>& place,
+                                             const Piece& piece, char* team_sums) {
+  const int block = opaque(block_index()), first = p.partition.first(block);
+  equalize_barriers<C>(place.team, piece.begin - first, piece.end - piece.begin);
+  const bool reports_now = !C::kReportsLate || piece.end == p.partition.first(block + 1);
+  if (piece.begin > first) {  // the sums that teams handed each other must have been read
+    block_barrier<C>();
+    if (C::kReportsLate && reports_now) report_part(p, first);
+  }
+  OwnSums<C> own = {};
+  add_teams<C>(own, sum, place, team_sums);
+  const TileIndex index = p.tiles.at(piece.tile);
+  const int m0 = index.m * C::kTokens, n0 = index.n * kTileN + place.warp * C::kColumns, rows = p.m - m0;
+  if (piece.begin > piece.tile_begin) {
+    hand_over<C>(p, own, place, block, rows);
+    if (reports_now) {
+      block_barrier<C>();
+      report_part(p, first);
+    }
+    return;
+  }
+  if (piece.end < piece.tile_end) {
+    collect<C>(p, own, place, block, p.partition.block_of(piece.tile_end - 1), rows);
+  }
+  if (n0 < p.n) store_tile<C>(p, own, place, m0, n0);
+}
+
 template <class C>
 __device__ __forceinline__ void run(const Params& p) {
   extern __shared__ __align__(128) char shared[];
@@ -393,70 +449,47 @@ __device__ __forceinline__ void run(const Params& p) {
   ring.slot = ring.free_slot = ring.base;
   char* const team_sums = shared + C::kTeams * C::kStages * C::kUnitBytes;
 
-  // A block waits for those after it in the list, which therefore come first in the grid.
-  const int block = gridDim.x - 1 - blockIdx.x;
-  const int last = p.partition.first(block + 1, gridDim.x);
-  int begin = p.partition.first(block, gridDim.x);
+  const int last = p.partition.first(block_index() + 1);
+  int begin = p.partition.first(block_index());
   Walk<C> ahead(p, place, begin, last);
-  // The first weights come into the L2 while the predecessor drains. It may be what wrote them: a prefetch
-  // reads nothing.
-  constexpr int kWeightRows = C::kSteps / C::kSharers;
-#pragma unroll
-  for (int i = 0; i < kWeightRows * (C::kStages - 1); ++i) {
-    if (i / kWeightRows < ahead.left) prefetch_l2(ahead.weight + int64_t{i} * ahead.weight_bytes);
+  // The first weights come while the predecessor drains: nothing that lets its successor start early writes
+  // weights (pdl.cuh).
+  Walk<C> early = ahead;
+#pragma unroll 1
+  for (int s = 0; s < C::kStages - 1; ++s) {
+    early.template copy<true, false>(p, place, ring.base + s * C::kUnitBytes);
   }
-  if (place.copies_group && ahead.left > 0) prefetch_l2(ahead.group_at(p, place));
+#pragma unroll
+  for (int i = 0; i < Place<C>::kGroupCopies; ++i) {
+    if (place.copies_group[i] && ahead.left > 0) prefetch_l2(ahead.group_at(p, place, i));
+  }
   if (C::kWeight == Weight::kInt4 && p.zeros == nullptr) fill_zeros<C>(place, ring.base);
   wait_for_predecessor();
   let_successor_start();
 
 #pragma unroll 1
   for (int s = 0; s < C::kStages - 1; ++s) {
-    ahead.copy(p, place, ring.free_slot);
+    ahead.template copy<false, true>(p, place, ring.free_slot);
     ring.free_slot += C::kUnitBytes;
   }
 
-  int owed = -1;  // the block that waits for this one's part of its tile
-  while (begin < last) {
-    const int tile = begin / p.partition.tile_units;
-    const int tile_begin = tile * p.partition.tile_units, tile_end = tile_begin + p.partition.tile_units;
-    const int end = min(last, tile_end), units = end - begin, before = begin - ahead.first;
-    const int team_begin = team_unit(place.team, C::kTeams, before, units);
-    const int team_units = team_unit(place.team + 1, C::kTeams, before, units) - team_begin;
-
+  while (begin < ahead.last) {
     Accumulators<C> acc = {};
-    const int unit = begin - tile_begin + team_begin;
-    if constexpr (C::kWorksAhead) {
-      multiply_units_ahead<C>(p, acc.sum, ring, ahead, place, unit, team_units);
-    } else {
-      multiply_units<C>(p, acc, ring, ahead, place, tile, unit, team_units);
-    }
-    equalize_barriers<C>(opaque(place.team), opaque(begin) - ahead.first, end - opaque(begin));
-
-    const TileIndex index = tile_at(tile, p.m_tiles, p.n_tiles);
-    const int m0 = index.m * C::kTokens, n0 = index.n * kTileN + place.warp * C::kColumns;
-    if (begin > ahead.first) {
-      block_barrier<C>();  // the sums that teams handed each other are read, and the part is written
-      if (end == last && owed >= 0) {
-        if (threadIdx.x == 0) add_release(p.arrivals + owed, 1);
-        owed = -1;
+    {
+      const Piece piece(p, begin, ahead.last);
+      const int units = piece.end - begin, before = begin - ahead.first;
+      const int unit = team_unit(place.team, C::kTeams, before, units);
+      const int team_units = team_unit(place.team + 1, C::kTeams, before, units) - unit;
+      const int in_tile = begin - piece.tile_begin + unit;
+      if constexpr (C::kWorksAhead) {
+        multiply_units_ahead<C>(p, acc.sum, ring, ahead, place, in_tile, team_units);
+      } else {
+        multiply_units<C>(p, acc, ring, ahead, place, piece.tile, in_tile, team_units);
       }
     }
-    if constexpr (C::kTeams > 1) add_teams<C>(acc.sum, place, team_sums);
-    if (begin == tile_begin) {
-      if (end < tile_end) {
-        collect<C>(p, acc.sum, place, block, p.partition.block_of(tile_end - 1, gridDim.x), p.m - m0);
-      }
-      if (n0 < p.n) store_tile<C>(p, acc.sum, place, m0, n0);
-    } else {
-      hand_over<C>(p, acc.sum, place, block, p.m - m0);
-      owed = p.partition.block_of(tile_begin, gridDim.x);
-    }
-    begin = end;
-  }
-  if (owed >= 0) {
-    block_barrier<C>();
-    if (threadIdx.x == 0) add_release(p.arrivals + owed, 1);
+    const Piece piece(p, opaque(begin), ahead.last);  // anew, so as not to take registers meanwhile
+    finish_piece<C>(p, acc.sum, place, piece, team_sums);
+    begin = piece.end;
   }
 }
 
@@ -498,6 +531,7 @@ __device__ __forceinline__ void gather(const Params& p) {
   SGLK_MARLIN_GEMM(dtype, type, u4_m8_deep, kInt4, false, kTile8Deep)            \
   SGLK_MARLIN_GEMM(dtype, type, u4_m16, kInt4, false, kTile16)                   \
   SGLK_MARLIN_GEMM(dtype, type, u4_m16_deep, kInt4, false, kTile16Deep)          \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m16_long, kInt4, false, kTile16Long)          \
   SGLK_MARLIN_GEMM(dtype, type, u4_m32, kInt4, false, kTile32)                   \
   SGLK_MARLIN_GEMM(dtype, type, u4_m32_deep, kInt4, false, kTile32Deep)          \
   SGLK_MARLIN_GEMM(dtype, type, u4_m64, kInt4, false, kTile64)                   \

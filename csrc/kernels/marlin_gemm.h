@@ -47,6 +47,7 @@ constexpr Tile kTile8{8, 64, 4, 4, 2, 2};
 constexpr Tile kTile8Deep{8, 64, 4, 4, 3, 4};
 constexpr Tile kTile16{16, 64, 2, 4, 3, 8};
 constexpr Tile kTile16Deep{16, 64, 4, 4, 2, 8};
+constexpr Tile kTile16Long{16, 64, 4, 8, 2, 4};
 constexpr Tile kTile32{32, 32, 2, 4, 3, 4};
 constexpr Tile kTile32Deep{32, 32, 2, 8, 2, 4};
 constexpr Tile kTile64{64, 32, 2, 4, 2, 4};
@@ -56,20 +57,52 @@ constexpr Tile kTile64Byte{64, 32, 2, 2, 3, 4};
 constexpr Tile kTile64Order{64, 64, 2, 4, 2, 8};  // for act-order, whose scales take registers
 constexpr Tile kTile64OrderByte{64, 64, 2, 2, 3, 8};
 
-// Where a tile lies. Tiles are numbered column by column within bands of eight rows of tiles, so that those
-// in flight together share both operands in the L2.
+// Divides by a number that the host knows, in three instructions where a division takes twenty
+// (Granlund and Montgomery, Division by invariant integers using multiplication, 1994).
+struct Divisor {
+  int value;
+  int shift;  // the least power of two that is no less than the value
+  unsigned multiplier;
+
+  SGLK_HOST_DEVICE static constexpr Divisor of(int value) {
+    int shift = 0;
+    while (shift < 31 && 1 << shift < value) ++shift;
+    const unsigned long power = 1ul << (31 + shift);
+    return {value, shift, static_cast<unsigned>((power + value - 1) / value)};
+  }
+  // x: from 0.
+  SGLK_HOST_DEVICE constexpr int divide(int x) const {
+    const unsigned long product = static_cast<unsigned long>(2u * static_cast<unsigned>(x)) * multiplier;
+    return static_cast<int>(static_cast<unsigned>(product >> 32) >> shift);
+  }
+};
+
+// Where a tile lies.
 struct TileIndex {
   int m;
   int n;
 };
 
-SGLK_HOST_DEVICE inline TileIndex tile_at(int tile, int m_tiles, int n_tiles) {
-  constexpr int kBand = 8;
-  const int band = tile / (kBand * n_tiles), within = tile - band * kBand * n_tiles;
-  const int first = band * kBand;
-  const int height = m_tiles - first < kBand ? m_tiles - first : kBand;
-  return {first + within % height, within / height};
-}
+// All tiles. They are numbered column by column within bands of eight rows of tiles, so that those in flight
+// together share both operands in the L2.
+struct TileGrid {
+  static constexpr int kBand = 8;
+
+  int m, n;
+  Divisor band;         // tiles of a band
+  Divisor last_height;  // rows of the last band
+
+  SGLK_HOST_DEVICE static constexpr TileGrid of(int m, int n) {
+    return {m, n, Divisor::of(kBand * n), Divisor::of((m - 1) % kBand + 1)};
+  }
+  SGLK_HOST_DEVICE constexpr int tiles() const { return m * n; }
+  SGLK_HOST_DEVICE constexpr TileIndex at(int tile) const {
+    const int first = band.divide(tile) * kBand, within = tile - first * n;
+    const bool is_full = m - first >= kBand;
+    const int column = is_full ? within / kBand : last_height.divide(within);
+    return {first + within - column * (is_full ? kBand : last_height.value), column};
+  }
+};
 
 // To begin a tile costs as much as so many units of 8 KB of weights (H200, 2026-11-26: 1.1 us, of 0.3 us a
 // unit; 5 were best).
@@ -80,25 +113,41 @@ constexpr int kTileCost = 5;
 // stores what it had of the one before. Where is_whole, blocks get whole tiles.
 struct Partition {
   int tiles;
-  int tile_units;
   int cost;
   bool is_whole;
+  int blocks;
+  int longer;         // the first block with one unit more than those before it, which start later
+  Divisor tile;       // units of a tile
+  Divisor tile_cost;  // and what it costs to begin it
+  Divisor piece, longer_piece;
 
-  SGLK_HOST_DEVICE constexpr int total() const { return tiles * tile_units; }
-  SGLK_HOST_DEVICE constexpr int length() const { return is_whole ? tiles : tiles * (tile_units + cost); }
+  // blocks: at most length().
+  SGLK_HOST_DEVICE static constexpr Partition of(int tiles, int tile_units, int cost, bool is_whole,
+                                                 int blocks) {
+    Partition p{tiles, cost, is_whole, blocks, 0, Divisor::of(tile_units), Divisor::of(tile_units + cost),
+                {},    {}};
+    const int piece = p.length() / blocks;
+    p.longer = blocks - p.length() % blocks;
+    p.piece = Divisor::of(piece);
+    p.longer_piece = Divisor::of(piece + 1);
+    return p;
+  }
+
+  SGLK_HOST_DEVICE constexpr int total() const { return tiles * tile.value; }
+  SGLK_HOST_DEVICE constexpr int length() const { return is_whole ? tiles : tiles * tile_cost.value; }
 
   // The first unit of a block; equal to the next block's if it has none. first(blocks) == total().
-  SGLK_HOST_DEVICE int first(int block, int blocks) const {
-    const int position = static_cast<int>(static_cast<long>(block) * length() / blocks);
-    if (is_whole) return position * tile_units;
-    const int tile = position / (tile_units + cost), rest = position - tile * (tile_units + cost) - cost;
-    return tile * tile_units + (rest > 0 ? rest : 0);
+  SGLK_HOST_DEVICE constexpr int first(int block) const {
+    const int position = block * piece.value + (block > longer ? block - longer : 0);
+    if (is_whole) return position * tile.value;
+    const int index = tile_cost.divide(position), rest = position - index * tile_cost.value - cost;
+    return index * tile.value + (rest > 0 ? rest : 0);
   }
   // The block that has a unit.
-  SGLK_HOST_DEVICE int block_of(int unit, int blocks) const {
-    const int tile = unit / tile_units;
-    const int position = is_whole ? tile : unit + (tile + 1) * cost;
-    return static_cast<int>((static_cast<long>(position + 1) * blocks + length() - 1) / length()) - 1;
+  SGLK_HOST_DEVICE constexpr int block_of(int unit) const {
+    const int index = tile.divide(unit);
+    const int position = is_whole ? index : unit + (index + 1) * cost, rest = position - longer * piece.value;
+    return rest < 0 ? piece.divide(position) : longer + longer_piece.divide(rest);
   }
 };
 
@@ -106,9 +155,9 @@ struct Partition {
 // one unit more than another. The first unit of a team in a piece of `units`, of which the block has `before`
 // units done.
 SGLK_HOST_DEVICE inline int team_unit(int team, int teams, int before, int units) {
-  const int end = before + units;
-  const int end_rest = end % teams, before_rest = before % teams;
-  return (end / teams - before / teams) * team + (end_rest < team ? end_rest : team) -
+  const unsigned end = before + units, count = teams;
+  const int end_rest = end % count, before_rest = before % count;
+  return static_cast<int>(end / count - before / count) * team + (end_rest < team ? end_rest : team) -
          (before_rest < team ? before_rest : team);
 }
 
@@ -128,8 +177,8 @@ struct Params {
   int m, n, k;
   int groups;
   int group_shift;  // log2 of the pairs of steps in a group; 30 where groups == 1
-  int m_tiles, n_tiles;
-  Partition partition;  // of m_tiles · n_tiles tiles of k / Tile::unit() units
+  TileGrid tiles;
+  Partition partition;  // of tiles of k / Tile::unit() units
 };
 
 // --- the kernels of sm_90a (marlin_gemm_sm90.cuh) ---

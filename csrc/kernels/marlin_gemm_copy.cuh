@@ -25,8 +25,12 @@ struct Config {
   static constexpr int kTeamThreads = 32 * kTile.team_warps();
   static constexpr int kTokenTiles = kTokens / 8;
   static constexpr int kColumnTiles = kColumns / 16;
+  static constexpr int kOwn = kColumnTiles / kTeams;  // of a team in the end
   static constexpr bool kScalesSums = !kIsActOrder && kTokens <= 32;
   static constexpr bool kWorksAhead = !kIsActOrder && kTokens >= 64;
+  // A part is reported once it is written; with 64 tokens, whose ring has no slack while a warp waits for the
+  // memory, when the block has nothing more to do (3 % of 95 us; H200, 2026-11-28).
+  static constexpr bool kReportsLate = kTokens == 64;
   static constexpr bool kFoldsZeros = kTokens == 8 && kScalesSums && kWeight == Weight::kInt4 && is_bf16<T>;
   // In a unit: weights [step][64 columns][plane][lane] · tokens · scales [group] · zero points [group].
   static constexpr int kUnitBytes = kTile.unit_bytes(kBits);
@@ -54,24 +58,28 @@ struct Place {
   static constexpr int kChunkRow = 2 * C::kSteps;            // chunks of a row of tokens
   static constexpr int kRows = C::kTeamThreads / kChunkRow;  // of tokens that a team copies at once
 
-  // The first threads of a team copy the scales of a unit's groups, 32 each, the next their zero points, 8.
-  static constexpr int kScaleThreads = 32 * C::kTile.groups();
-  static_assert(kScaleThreads + 8 * C::kTile.groups() <= C::kTeamThreads);
+  // The chunks of the scales of a unit's groups, 32 each, and of their zero points, 8, which the threads of a
+  // team copy in turn.
+  static constexpr int kScaleChunks = 32 * C::kTile.groups();
+  static constexpr int kGroupChunks = kScaleChunks + 8 * C::kTile.groups();
+  static constexpr int kGroupCopies = (kGroupChunks + C::kTeamThreads - 1) / C::kTeamThreads;
 
-  int team, thread, lane;                   // thread: of the team
+  int team, lane;
+  unsigned thread;                          // of the team
   int warp;                                 // of the team, numbered by columns
   uint32_t weights, tokens, scales, zeros;  // to read
-  uint32_t copied_tokens, copied_group;
-  bool copies_scales, copies_group;
+  uint32_t copied_tokens, copied_group[kGroupCopies];
+  bool copies_group[kGroupCopies];
 
   __device__ __forceinline__ explicit Place(const Params& p) {
     // The broadcast tells the compiler that a warp does not diverge on these.
-    const int block_warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+    const unsigned block_warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+    const unsigned team_warp = block_warp % C::kTile.team_warps();
     team = block_warp / C::kTile.team_warps();
-    warp = block_warp % C::kTile.team_warps();
+    warp = team_warp;
     lane = threadIdx.x % 32;
-    thread = warp * 32 + lane;
-    const int tile = warp / C::kSharers, share = warp % C::kSharers;
+    thread = team_warp * 32 + threadIdx.x % 32;
+    const int tile = team_warp / C::kSharers, share = team_warp % C::kSharers;
     weights = opaque(tile * (C::kPlanes * 512) + lane * 16 + share * (C::kBits == 4 ? 8 : 512));
     const int row = (C::kTokenTiles == 1 ? 0 : lane / 16 * 8) + lane % 8;
     tokens = opaque(C::kTokenOffset + token_chunk<C::kSteps>(row, lane / 8 % 2));
@@ -80,16 +88,22 @@ struct Place {
                     (p.groups > 1 ? lane / 4 * 16 + share * 8 : lane / 8 * 16 + share * 64));
     zeros = opaque(C::kZeroOffset + (tile * 8 + lane / 4) * 4);
     copied_tokens = opaque(C::kTokenOffset + token_chunk<C::kSteps>(thread / kChunkRow, thread % kChunkRow));
-    copies_scales = thread < kScaleThreads;
-    copied_group = opaque(copies_scales ? C::kScaleOffset + thread * 16
-                                        : C::kZeroOffset + (thread - kScaleThreads) * 16);
-    const bool has_row = group_row() < max(C::kTile.groups() >> p.group_shift, 1);
-    copies_group =
-        !C::kIsActOrder && has_row && (copies_scales || (C::kWeight == Weight::kInt4 && p.zeros != nullptr));
+#pragma unroll
+    for (int i = 0; i < kGroupCopies; ++i) {
+      copied_group[i] = opaque(copies_scales(i) ? C::kScaleOffset + chunk(i) * 16
+                                                : C::kZeroOffset + (chunk(i) - kScaleChunks) * 16);
+      const bool has_row =
+          chunk(i) < kGroupChunks && group_row(i) < max(C::kTile.groups() >> p.group_shift, 1);
+      copies_group[i] = !C::kIsActOrder && has_row &&
+                        (copies_scales(i) || (C::kWeight == Weight::kInt4 && p.zeros != nullptr));
+    }
   }
 
-  __device__ __forceinline__ int group_row() const {
-    return copies_scales ? thread / 32 : (thread - kScaleThreads) / 8;
+  // Of this thread's i-th copy.
+  __device__ __forceinline__ unsigned chunk(int i) const { return i * C::kTeamThreads + thread; }
+  __device__ __forceinline__ bool copies_scales(int i) const { return chunk(i) < kScaleChunks; }
+  __device__ __forceinline__ int group_row(int i) const {
+    return copies_scales(i) ? chunk(i) / 32 : (chunk(i) - kScaleChunks) / 8;
   }
   // Of the weights that a warp copies at once: a tile of 64 columns in each of kSharers rows.
   __device__ __forceinline__ int weight_row() const { return warp / 4; }
@@ -120,12 +134,13 @@ struct Walk {
   int next;         // the unit in the list of all units where the piece after this one begins
   int first, last;  // of the block, exclusive
   int unit, left;
-  int rows;            // of tokens from this thread's first to the last
-  const char* weight;  // of this thread, at `unit`
-  const char* tokens;  // of this thread, at `unit`
-  const char* group;   // the chunk of scales or zero points that this thread copies, in its first group
-  int weight_bytes;    // from one row of weights that this thread copies to the next
-  int token_bytes;     // the same of tokens
+  int rows;                                   // of tokens from this thread's first to the last
+  const char* weight;                         // of this thread, at `unit`
+  const char* tokens;                         // of this thread, at `unit`
+  const char* group[Place<C>::kGroupCopies];  // the chunks of scales or zero points that this thread copies,
+                                              // in its first group
+  int weight_bytes;                           // from one row of weights that this thread copies to the next
+  int token_bytes;                            // the same of tokens
 
   __device__ __forceinline__ Walk(const Params& p, const Place<C>& place, int begin, int last)
       : next(begin), first(begin), last(last), left(0) {
@@ -137,14 +152,14 @@ struct Walk {
   // Goes on to a unit, if one is left.
   __device__ __forceinline__ void open(const Params& p, const Place<C>& place) {
     while (left == 0 && next < last) {
-      const int tile = next / p.partition.tile_units, begin = next - tile * p.partition.tile_units;
-      const int end = min(last - tile * p.partition.tile_units, p.partition.tile_units),
-                before = next - first;
+      const int tile_units = p.partition.tile.value, tile = p.partition.tile.divide(next);
+      const int begin = next - tile * tile_units, end = min(last - tile * tile_units, tile_units);
+      const int before = next - first;
       const int team_begin = team_unit(place.team, C::kTeams, before, end - begin);
       unit = begin + team_begin;
       left = team_unit(place.team + 1, C::kTeams, before, end - begin) - team_begin;
-      next = tile * p.partition.tile_units + end;
-      const TileIndex index = tile_at(tile, p.m_tiles, p.n_tiles);
+      next = tile * tile_units + end;
+      const TileIndex index = p.tiles.at(tile);
       // Columns beyond the matrix repeat the last ones, tokens beyond it are whatever was there: neither is
       // stored.
       const int n0 = min(index.n * kTileN + place.weight_tile() * 64, p.n - 64);
@@ -157,25 +172,30 @@ struct Walk {
       tokens = static_cast<const char*>(p.a) + (m * p.a_stride + unit * C::kTile.unit() + chunk * 8) * 2;
       if constexpr (!C::kIsActOrder) {
         const int column = index.n * kTileN;
-        if (place.copies_scales) {
-          group = static_cast<const char*>(p.scales) + min(column + place.thread % 32 * 8, p.n - 8) * 2;
-        } else {
-          group = static_cast<const char*>(p.zeros) + min(column + place.thread % 8 * 32, p.n - 32) / 2;
+#pragma unroll
+        for (int i = 0; i < Place<C>::kGroupCopies; ++i) {
+          const int lane_chunk = place.chunk(i) % 32;
+          if (place.copies_scales(i)) {
+            group[i] = static_cast<const char*>(p.scales) + min(column + lane_chunk * 8, p.n - 8) * 2;
+          } else {
+            group[i] = static_cast<const char*>(p.zeros) + min(column + lane_chunk % 8 * 32, p.n - 32) / 2;
+          }
+          group[i] += int64_t{place.group_row(i)} * group_bytes(p, place, i);
         }
-        group += int64_t{place.group_row()} * group_bytes(p, place);
       }
     }
   }
 
   // From one group to the next.
-  __device__ __forceinline__ int group_bytes(const Params& p, const Place<C>& place) const {
-    return place.copies_scales ? p.n * 2 : p.n / 2;
+  __device__ __forceinline__ int group_bytes(const Params& p, const Place<C>& place, int i) const {
+    return place.copies_scales(i) ? p.n * 2 : p.n / 2;
   }
-  __device__ __forceinline__ const char* group_at(const Params& p, const Place<C>& place) const {
-    return group + int64_t{unit * C::kTile.groups() >> p.group_shift} * group_bytes(p, place);
+  __device__ __forceinline__ const char* group_at(const Params& p, const Place<C>& place, int i) const {
+    return group[i] + int64_t{unit * C::kTile.groups() >> p.group_shift} * group_bytes(p, place, i);
   }
 
-  // Starts the copies of a unit, if one is left.
+  // Starts the copies of a unit, if one is left: of its weights, of the rest, or of both.
+  template <bool kWeights = true, bool kRest = true>
   __device__ __forceinline__ void copy(const Params& p, const Place<C>& place, uint32_t slot) {
     open(p, place);
     if (left > 0) {
@@ -184,22 +204,27 @@ struct Walk {
       for (int step = 0; step < C::kSteps; step += C::kSharers) {
 #pragma unroll
         for (int i = 0; i < C::kPlanes; ++i) {
-          copy_async(slot + chunk + step * C::kStepBytes + i * 512, weight + i * 16);
+          if (kWeights) copy_async(slot + chunk + step * C::kStepBytes + i * 512, weight + i * 16);
         }
         weight += weight_bytes;
       }
+      if constexpr (kRest) {
 #pragma unroll
-      for (int row = 0; row < C::kTokens; row += Place<C>::kRows) {
-        if (row < rows) {
-          copy_async(slot + place.copied_tokens + row * (Place<C>::kChunkRow * 16),
-                     tokens + int64_t{row / Place<C>::kRows} * token_bytes);
+        for (int row = 0; row < C::kTokens; row += Place<C>::kRows) {
+          if (row < rows) {
+            copy_async(slot + place.copied_tokens + row * (Place<C>::kChunkRow * 16),
+                       tokens + int64_t{row / Place<C>::kRows} * token_bytes);
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < Place<C>::kGroupCopies; ++i) {
+          if (place.copies_group[i]) copy_async(slot + place.copied_group[i], group_at(p, place, i));
         }
       }
-      if (place.copies_group) copy_async(slot + place.copied_group, group_at(p, place));
       tokens += C::kTile.unit() * 2;
       ++unit, --left;
     }
-    commit_copies();
+    if (kRest) commit_copies();
   }
 };
 

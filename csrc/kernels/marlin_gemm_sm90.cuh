@@ -75,11 +75,11 @@ __device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ri
   bool is_first = true;
   Slot<C> slot;
   while (begin < last) {
-    const int tile = begin / p.partition.tile_units;
-    const TileIndex index = tile_at(tile, p.m_tiles, p.n_tiles);
+    const int tile = p.partition.tile.divide(begin);
+    const TileIndex index = p.tiles.at(tile);
     const int n0 = index.n * kTileN, columns = min(kTileN, p.n - n0), m0 = index.m * C::kTokens;
-    int unit = begin - tile * p.partition.tile_units;
-    const int end = min(p.partition.tile_units, last - tile * p.partition.tile_units);
+    int unit = begin - tile * p.partition.tile.value;
+    const int end = min(p.partition.tile.value, last - tile * p.partition.tile.value);
     const char* weight =
         static_cast<const char*>(p.weight) + unit * unit_bytes + warp * kRows * row_bytes + int64_t{n0} * 8;
     const int copied = columns << left >> 1;  // of a group
@@ -88,12 +88,19 @@ __device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ri
                                              : has_group ? unit_groups * copied
                                                          : 0);
     begin += end - unit;
-    if (is_first) {  // As in marlin_gemm.cu: into the L2 while the predecessor drains.
-      for (int i = 0; i < min(C::kStages, end - unit); ++i) {
-        for (int row = 0; row < kRows; ++row) {
-          prefetch_bulk_l2(weight + i * unit_bytes + row * row_bytes, columns * 8);
-        }
+    const auto copy_weights = [&](int slot, const char* from) {
+      const uint32_t full = ring.full + slot * 8, target = ring.base + slot * C::kTile.stage_bytes();
+      arrive_expect(full, bytes);
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) {
+        copy_bulk(target + C::kWeights + (warp * kRows + row) * (kTileN * 8), from + row * row_bytes,
+                  columns * 8, full);
       }
+    };
+    int early = 0;
+    if (is_first) {  // as in marlin_gemm.cu: weights come while the predecessor drains
+      early = min(C::kStages, end - unit);
+      for (int i = 0; i < early; ++i) copy_weights(i, weight + i * unit_bytes);
       wait_for_predecessor();
       let_successor_start();
       is_first = false;
@@ -101,12 +108,11 @@ __device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ri
     for (; unit < end; ++unit) {
       const uint32_t full = ring.full + slot.index * 8;
       const uint32_t target = ring.base + slot.index * C::kTile.stage_bytes();
-      wait_barrier(ring.empty + slot.index * 8, slot.parity ^ 1);
-      arrive_expect(full, bytes);
-#pragma unroll
-      for (int row = 0; row < kRows; ++row) {
-        copy_bulk(target + C::kWeights + (warp * kRows + row) * (kTileN * 8), weight + row * row_bytes,
-                  columns * 8, full);
+      if (early > 0) {
+        --early;
+      } else {
+        wait_barrier(ring.empty + slot.index * 8, slot.parity ^ 1);
+        copy_weights(slot.index, weight);
       }
       if (has_tokens) {
         copy_box(target + warp * C::kHalfTokens, &params.tokens, unit * kSm90Unit + warp * 64, m0, full);
@@ -347,19 +353,9 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
   };
   wait_for_predecessor();
   Slot<C> slot;
-  struct {
-    int* arrivals;
-    int flag;
-  } debt = {};  // to the block that waits for what this one handed over
-  const auto pay = [&] {
-    if (debt.flag == 0) return;
-    consumer_barrier();
-    if (threadIdx.x == 128) add_release(debt.arrivals, debt.flag);
-    debt.flag = 0;
-  };
   while (begin < last) {
-    const int tile = begin / p.partition.tile_units;
-    const int tile_begin = tile * p.partition.tile_units, tile_end = tile_begin + p.partition.tile_units;
+    const int tile = p.partition.tile.divide(begin);
+    const int tile_begin = tile * p.partition.tile.value, tile_end = tile_begin + p.partition.tile.value;
     const int end = min(last, tile_end);
     Sums<C> sum = {};
     Weights w[2];
@@ -415,13 +411,12 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
     release(done);
 
     // Opaque: what is computed of it must not lie in registers during the products.
-    const TileIndex index = tile_at(opaque(tile), p.m_tiles, p.n_tiles);
+    const TileIndex index = p.tiles.at(opaque(tile));
     const int m0 = index.m * C::kTokens, n0 = index.n * kTileN + column_half * 128 + opaque(warp) * 32;
-    if (end == last) pay();
     int place_in_tile = 0, blocks = 1;
-    if (end - begin < p.partition.tile_units) {
-      const int first = p.partition.block_of(tile_begin, gridDim.x);
-      place_in_tile = block - first, blocks = p.partition.block_of(tile_end - 1, gridDim.x) - first + 1;
+    if (end - begin < p.partition.tile.value) {
+      const int first = p.partition.block_of(tile_begin);
+      place_in_tile = block - first, blocks = p.partition.block_of(tile_end - 1) - first + 1;
       collect<C>(p, sum, block, first, blocks, column_half, p.m - m0);
     }
     if (place_in_tile == 0) {
@@ -429,11 +424,12 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
     } else {
       hand_over<C>(p, sum, block, column_half, p.m - m0);
       const Parent parent = parent_of(place_in_tile, blocks, max_flat(C::kTokens));
-      debt = {p.arrivals + block - place_in_tile + parent.place, 1 << parent.child};
+      consumer_barrier();
+      if (threadIdx.x == 128)
+        add_release(p.arrivals + block - place_in_tile + parent.place, 1 << parent.child);
     }
     begin = end;
   }
-  pay();
 }
 
 template <class C>
@@ -456,7 +452,7 @@ __device__ __forceinline__ void run(const Sm90Params& params) {
 
   // A block waits for those after it in the list, which therefore come first in the grid.
   const int block = gridDim.x - 1 - blockIdx.x;
-  const int begin = p.partition.first(block, gridDim.x), last = p.partition.first(block + 1, gridDim.x);
+  const int begin = p.partition.first(block), last = p.partition.first(block + 1);
   if (threadIdx.x < 128) {
     give_up_registers<40>();
     if (threadIdx.x % 32 == 0) {

@@ -12,10 +12,14 @@ namespace sglk::marlin_gemm {
 template <class C>
 using Sums = float[C::kColumnTiles][C::kTokenTiles][4];
 
-// The 16 columns u of a warp belong to one team in the end: it adds those of the others, in their order.
+// In the end a team has kOwn of a warp's 16 columns, of which it adds up the sums of all teams, in their
+// order: from own_columns on.
 template <class C>
-__device__ __forceinline__ constexpr int owner(int u) {
-  return u * C::kTeams / C::kColumnTiles;
+using OwnSums = float[C::kOwn][C::kTokenTiles][4];
+
+template <class C>
+__device__ __forceinline__ int own_columns(const Place<C>& place) {
+  return place.team * C::kOwn;
 }
 
 template <class C>
@@ -24,51 +28,62 @@ __device__ __forceinline__ void block_barrier() {
 }
 
 template <class C>
-__device__ __forceinline__ void add_teams(Sums<C>& sum, const Place<C>& place, char* shared) {
+__device__ __forceinline__ void add_teams(OwnSums<C>& own, const Sums<C>& sum, const Place<C>& place,
+                                          char* shared) {
+  static_assert(C::kColumnTiles % C::kTeams == 0);
+  constexpr bool kIsAlone = C::kTeams == 1;
   // [place of a team among the others][warp][sums of 16 columns × 8 tokens in the batch][lane]
   constexpr int kWarpSize = 32 * C::kBatch, kTeamSize = C::kTile.team_warps() * kWarpSize;
   // Opaque: what is computed of it must not lie in registers during the loop over units.
-  const int thread = opaque(place.thread), team = opaque(place.team);
+  const unsigned thread = opaque(place.thread);
+  const int team = opaque(place.team);
   float4* const sums = reinterpret_cast<float4*>(shared) + thread / 32 * kWarpSize + thread % 32;
 #pragma unroll
   for (int first = 0; first < C::kColumnTiles * C::kTokenTiles; first += C::kBatch) {
-    if (first > 0) block_barrier<C>();
+    if (!kIsAlone && first > 0) block_barrier<C>();
 #pragma unroll
     for (int i = 0; i < C::kBatch; ++i) {
-      const int u = (first + i) / C::kTokenTiles, j = (first + i) % C::kTokenTiles;
-      if (team == owner<C>(u)) continue;
-      const int index = team - (team > owner<C>(u));
-      sums[index * kTeamSize + i * 32] = {sum[u][j][0], sum[u][j][1], sum[u][j][2], sum[u][j][3]};
+      const int u = (first + i) / C::kTokenTiles, j = (first + i) % C::kTokenTiles, owner = u / C::kOwn;
+      const float (&x)[4] = sum[u][j];
+      if (kIsAlone || team == owner) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) own[u % C::kOwn][j][e] = x[e];
+      } else {
+        const int index = team - (team > owner);
+        sums[index * kTeamSize + i * 32] = {x[0], x[1], x[2], x[3]};
+      }
     }
+    if (kIsAlone) continue;
     block_barrier<C>();
 #pragma unroll
     for (int i = 0; i < C::kBatch; ++i) {
       const int u = (first + i) / C::kTokenTiles, j = (first + i) % C::kTokenTiles;
-      if (team != owner<C>(u)) continue;
+      if (team != u / C::kOwn) continue;
+      float (&to)[4] = own[u % C::kOwn][j];
 #pragma unroll
       for (int index = 0; index < C::kTeams - 1; ++index) {
         const float4 x = sums[index * kTeamSize + i * 32];
-        sum[u][j][0] += x.x, sum[u][j][1] += x.y, sum[u][j][2] += x.z, sum[u][j][3] += x.w;
+        to[0] += x.x, to[1] += x.y, to[2] += x.z, to[3] += x.w;
       }
     }
   }
 }
 
-// Where a lane's sums of 16 columns × 8 tokens lie in a part: [warp of a team][u][8 tokens][lane].
+// Where a lane's own sums of 16 columns × 8 tokens lie in a part: [warp of a team][columns][8 tokens][lane].
 template <class C>
 __device__ __forceinline__ float4* part_of(const Params& p, const Place<C>& place, int block, int u, int j) {
   constexpr int kTileSize = C::kTile.m * kTileN / 4;
+  const int columns = place.warp * C::kColumnTiles + own_columns(place) + u;
   return reinterpret_cast<float4*>(p.partial) + int64_t{block} * kTileSize +
-         ((place.thread / 32 * C::kColumnTiles + u) * C::kTokenTiles + j) * 32 + place.lane;
+         (columns * C::kTokenTiles + j) * 32 + place.lane;
 }
 
 // Writes the part of a tile that an earlier block began. rows: the warp's tokens.
 template <class C>
-__device__ __forceinline__ void hand_over(const Params& p, const Sums<C>& sum, const Place<C>& place,
+__device__ __forceinline__ void hand_over(const Params& p, const OwnSums<C>& sum, const Place<C>& place,
                                           int block, int rows) {
 #pragma unroll
-  for (int u = 0; u < C::kColumnTiles; ++u) {
-    if (place.team != owner<C>(u)) continue;
+  for (int u = 0; u < C::kOwn; ++u) {
 #pragma unroll
     for (int j = 0; j < C::kTokenTiles; ++j) {
       if (j * 8 >= rows) continue;
@@ -80,7 +95,7 @@ __device__ __forceinline__ void hand_over(const Params& p, const Sums<C>& sum, c
 // Adds the parts of the blocks after this one, up to `last`. They were placed earlier, see `run`. Up to
 // eight loads are on their way at once: one by one they took most of the time.
 template <class C>
-__device__ __forceinline__ void collect(const Params& p, Sums<C>& sum, const Place<C>& place, int block,
+__device__ __forceinline__ void collect(const Params& p, OwnSums<C>& sum, const Place<C>& place, int block,
                                         int last, int rows) {
   constexpr int kMost =
       C::kTile.threads() == 512 ? 4 : 8;  // of one block: 512 threads have 128 registers each
@@ -93,8 +108,7 @@ __device__ __forceinline__ void collect(const Params& p, Sums<C>& sum, const Pla
   }
   block_barrier<C>();
 #pragma unroll
-  for (int u = 0; u < C::kColumnTiles; ++u) {
-    if (place.team != owner<C>(u)) continue;
+  for (int u = 0; u < C::kOwn; ++u) {
 #pragma unroll 1
     for (int other = block + 1; other <= last; other += kBlocks) {
 #pragma unroll
@@ -130,16 +144,15 @@ __device__ __forceinline__ float bias_at(const Params& p, int n) {
 
 // n0: of the warp.
 template <class C>
-__device__ __forceinline__ void store_tile(const Params& p, const Sums<C>& sum, const Place<C>& place, int m0,
-                                           int n0) {
+__device__ __forceinline__ void store_tile(const Params& p, const OwnSums<C>& sum, const Place<C>& place,
+                                           int m0, int n0) {
   using T = typename C::T;
   const int lane = place.lane;
 #pragma unroll
-  for (int u = 0; u < C::kColumnTiles; ++u) {
-    if (place.team != owner<C>(u)) continue;
+  for (int u = 0; u < C::kOwn; ++u) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int n = n0 + u * 16 + h * 8;
+      const int n = n0 + (own_columns(place) + u) * 16 + h * 8;
       const float bias = bias_at<T>(p, n + lane / 4);
 #pragma unroll
       for (int j = 0; j < C::kTokenTiles; ++j) {

@@ -236,7 +236,6 @@ __device__ __forceinline__ void marlin_repack(const MarlinRepackParams& p) {
   const int chunk = blockIdx.x % static_cast<unsigned>(p.chunks);
   const int first = (chunk * kRepackWarps + threadIdx.x / 32) * kTiles;
   wait_for_predecessor();
-  let_successor_start();
   if (first >= p.column_blocks) return;  // a whole warp: the shuffles miss nobody
 
   uint32_t word[kTiles][kWords];
@@ -254,6 +253,7 @@ __device__ __forceinline__ void marlin_repack(const MarlinRepackParams& p) {
       for (int v = 0; v < kWords / 4; ++v) out[t * 32 * (kWords / 4) + v] = packed[v];
     }
   }
+  __threadfence();  // a GEMM that follows reads them without waiting (pdl.cuh)
 }
 
 }  // namespace sglk

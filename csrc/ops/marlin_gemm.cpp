@@ -240,8 +240,7 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
   params.out_stride = c.stride(0);
   params.groups = static_cast<int>(b_scales.size(0));
   params.group_shift = b_scales.size(0) == 1 || is_act_order ? 30 : std::countr_zero(group_size / kMinGroup);
-  params.m_tiles = choice.m_tiles;
-  params.n_tiles = choice.n_tiles;
+  params.tiles = choice.tiles;
   params.partition = choice.partition;
   const Dim3 grid{static_cast<uint32_t>(choice.blocks), 1, 1};
   if (is_sm90) {
@@ -272,7 +271,7 @@ void make_plan(Plan& plan, int64_t m, int64_t n, int64_t k, const DeviceProperti
   std::snprintf(plan.kernel, sizeof plan.kernel, "%s", kernel_name(kernel_of(selection, kBf16)).c_str());
   plan.tile_tokens = is_sm90 ? kSm90Shapes[choice.shape].tile.tokens : kShapes[choice.shape].tile.m;
   plan.tile_columns = kTileN;
-  plan.tiles = choice.m_tiles * choice.n_tiles;
+  plan.tiles = choice.tiles.tiles();
   plan.blocks = choice.blocks;
   plan.shared_bytes = choice.shared_bytes;
   plan.is_split = choice.is_split;

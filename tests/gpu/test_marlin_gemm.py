@@ -80,10 +80,56 @@ def test_many_blocks_share_a_tile(path: str, m: int) -> None:
 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", HALVES, ids=name)
+@pytest.mark.parametrize(("m", "size_n"), [(1, 30720), (16, 10240), (16, 30720), (32, 30720), (200, 30720)])
+@pytest.mark.parametrize("path", PATHS)
+def test_the_deeper_pipelines_and_the_largest_tile(
+    path: str, m: int, size_n: int, dtype: torch.dtype
+) -> None:
+    check(random_weight(scalar_types.uint4, size_n, 5120, 128, dtype, DEVICE), m, dtype, path)
+
+
 @pytest.mark.parametrize("m", [1, 16, 32, 200])
 @pytest.mark.parametrize("path", PATHS)
-def test_the_deeper_pipelines_and_the_largest_tile(path: str, m: int, dtype: torch.dtype) -> None:
-    check(random_weight(scalar_types.uint4, 30720, 5120, 128, dtype, DEVICE), m, dtype, path)
+@pytest.mark.parametrize("writer", ["repack", "copy"])
+def test_weights_written_just_before(writer: str, path: str, m: int) -> None:
+    """The first weights are copied before the predecessor is awaited, and it may be what wrote them."""
+    size_n, size_k = 10240, 2048
+    weight = random_weight(scalar_types.uint4, size_n, size_k, 128, torch.bfloat16, DEVICE)
+    a = randn(m, size_k, dtype=torch.bfloat16)
+    words = [
+        random_weight(scalar_types.uint4, size_n, size_k, 128, a.dtype, DEVICE, seed=i).packed for i in (1, 2)
+    ]
+    packed = torch.empty_like(words[0])
+    results = [torch.empty(m, size_n, dtype=a.dtype, device=DEVICE) for _ in words]
+
+    def write_and_multiply(i: int) -> None:
+        if writer == "copy":
+            weight.packed = packed.copy_(words[i])
+        else:  # drops what the one before allocated, and takes its place
+            weight.packed = packed
+            weight.packed = sgl_kernel.awq_marlin_repack(
+                words[i].view(size_k, size_n // 8), size_k, size_n, 4
+            )
+        product(weight, a, results[i])
+
+    with force_path(path):
+        expected = []
+        for i in range(2):
+            write_and_multiply(i)
+            torch.cuda.synchronize()
+            product(weight, a, results[i])
+            expected.append(results[i].clone())
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for i in range(20):
+                write_and_multiply(i % 2)
+        for _ in range(20):
+            for result in results:
+                result.zero_()
+            graph.replay()
+            torch.cuda.synchronize()
+            for result, right in zip(results, expected, strict=True):
+                assert_same_bits(result, right, label="gptq_marlin_gemm")
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name)

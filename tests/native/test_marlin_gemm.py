@@ -65,23 +65,30 @@ def test_every_unit_belongs_to_one_block(
     native: Any, tiles: int, tile_units: int, cost: int, is_whole: bool, blocks: int
 ) -> None:
     """Blocks have consecutive units; who begins a tile waits for all that have more of it."""
-    partition = native.marlin_gemm.Partition(tiles, tile_units, cost, is_whole)
-    blocks = min(blocks, partition.length())
-    first = [partition.first(block, blocks) for block in range(blocks + 1)]
+    blocks = min(blocks, tiles if is_whole else tiles * (tile_units + cost))
+    partition = native.marlin_gemm.Partition(tiles, tile_units, cost, is_whole, blocks)
+    first = [partition.first(block) for block in range(blocks + 1)]
     assert (first[0], first[-1]) == (0, tiles * tile_units)
     assert first == sorted(first)
     for block, (begin, end) in enumerate(itertools.pairwise(first)):
-        assert all(partition.block_of(unit, blocks) == block for unit in range(begin, end))
+        assert all(partition.block_of(unit) == block for unit in range(begin, end))
         if is_whole:
             assert begin % tile_units == 0
     for tile in range(tiles):
-        begins = partition.block_of(tile * tile_units, blocks)
-        ends = partition.block_of((tile + 1) * tile_units - 1, blocks)
+        begins = partition.block_of(tile * tile_units)
+        ends = partition.block_of((tile + 1) * tile_units - 1)
         # Each in between has a part to hand over, and no more than one of a tile that it did not begin.
         assert all(first[b] < first[b + 1] for b in range(begins, ends + 1))
         assert all(
             tile * tile_units < first[b] < (tile + 1) * tile_units for b in range(begins + 1, ends + 1)
         )
+
+
+@settings(max_examples=1000)
+@given(x=st.integers(0, 2**31 - 1), by=st.integers(1, 2**31 - 1) | st.integers(1, 1000))
+def test_divisors_divide(native: Any, x: int, by: int) -> None:
+    for value in (x, x // by * by, max(x // by * by - 1, 0)):
+        assert native.marlin_gemm.divide(value, by) == value // by
 
 
 @given(teams=st.sampled_from([1, 2, 4]), pieces=st.lists(st.integers(1, 50), min_size=1, max_size=5))
@@ -113,8 +120,9 @@ def test_an_rtx_5090_is_kept_busy(native: Any, m: int, n: int, k: int) -> None:
 
 
 @pytest.mark.parametrize(("m", "n", "k", "name"), [
-    (17, 10240, 5120, "u4_m32"),
+    (17, 10240, 5120, "u4_m32_deep"),
     (32, 51200, 5120, "u4_m32_deep"),
+    (32, 256, 5120, "u4_m32"),
     (64, 51200, 5120, "u4_m64"),
     (128, 51200, 5120, "u4_m128"),
     (128, 5120, 25600, "u4_m64"),  # a block's sixty units do not pay for the larger tile's sums
@@ -131,9 +139,10 @@ def test_the_deeper_pipeline_is_for_long_ways_in_large_shared_memory(native: Any
         return str(native.marlin_gemm.shapes[native.marlin_gemm.choose(m, n, k, 0, False, *gpu)[0]][0])
 
     assert name(1, 51200, 5120, H200) == "u4_m8_deep"
-    assert name(1, 10240, 5120, H200) == "u4_m8"
+    assert name(1, 256, 5120, H200) == "u4_m8"
     assert name(9, 10240, 5120, H200) == "u4_m16_deep"
     assert name(9, 256, 1024, H200) == "u4_m16"
+    assert name(9, 51200, 5120, H200) == "u4_m16_long"
     assert name(9, 51200, 5120, RTX_5090) == "u4_m16"
 
 
@@ -183,15 +192,15 @@ def test_a_block_has_children_in_its_last_tile_alone(
     native: Any, tiles: int, tile_units: int, blocks: int, flat: int
 ) -> None:
     """So that the one word of flags of a block is of one tile, and may be cleared when that is added up."""
-    partition = native.marlin_gemm.Partition(tiles, tile_units, 2, False)
-    blocks = min(blocks, partition.length())
+    blocks = min(blocks, tiles * (tile_units + 2))
+    partition = native.marlin_gemm.Partition(tiles, tile_units, 2, False, blocks)
     for block in range(blocks):
-        begin, end = partition.first(block, blocks), partition.first(block + 1, blocks)
+        begin, end = partition.first(block), partition.first(block + 1)
         if begin == end:
             continue
         for tile in range(begin // tile_units, (end - 1) // tile_units):  # all but the last
-            first = partition.block_of(tile * tile_units, blocks)
-            sharers = partition.block_of((tile + 1) * tile_units - 1, blocks) - first + 1
+            first = partition.block_of(tile * tile_units)
+            sharers = partition.block_of((tile + 1) * tile_units - 1) - first + 1
             assert native.marlin_gemm.child_of(block - first, 0, sharers, flat) == 0
 
 
@@ -248,8 +257,8 @@ def every_call(native: Any, op: str) -> Iterator[list[Any]]:
             if weight != 2:
                 yield arguments(weight, has_order=True, dtype=dtype)
         yield arguments(0, dtype=dtype, a_address=0x8002)
-        for m in (1, 12, 20, 200):  # the deeper pipelines, the largest tile
-            yield arguments(0, m=m, n=51200, k=5120, groups=40, dtype=dtype, path=GENERIC)
+        for m, n in ((1, 51200), (12, 10240), (12, 51200), (20, 51200), (200, 51200)):  # deeper, larger
+            yield arguments(0, m=m, n=n, k=5120, groups=40, dtype=dtype, path=GENERIC)
         for m in (17, 33, 200):  # sm_90a has its own
             yield arguments(0, m=m, n=51200, k=5120, groups=40, dtype=dtype)
         yield arguments(0, m=33, dtype=dtype, a_address=0x8002)

@@ -1,6 +1,8 @@
 // Programmatic dependent launch (sm_90 and later; nothing elsewhere): a kernel may start while its
 // predecessor drains. Every kernel of ours waits before it touches memory, so the overlap is that of launch
-// and set-up, and of weights that come into the L2.
+// and set-up; but for the Marlin GEMM, which copies its first weights before it waits. What writes those (the
+// repacking, torch) therefore never lets its successor start early; a kernel starts after such a predecessor
+// is complete.
 //
 // A kernel may let its successor start before it waits itself: the successor waits until this kernel is
 // complete, which is after its own wait, so it sees all that came before. Between two products of a layer

@@ -61,9 +61,6 @@ __device__ __forceinline__ void copy_box(uint32_t target, const void* map, int x
 __device__ __forceinline__ void prefetch_map(const void* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
-__device__ __forceinline__ void prefetch_bulk_l2(const void* source, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
-}
 
 // --- wgmma ---
 

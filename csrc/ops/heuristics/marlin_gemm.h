@@ -18,18 +18,20 @@ struct Shape {
   WeightType weight;
   bool is_act_order;
   Tile tile;
+  int least = 0;  // units of a block from which it is faster than the one before
 };
-// The GEMM kernels of an element type, per sort of weights by rising tile, and `gather`. Of two with the same
-// tile the second has the deeper pipeline.
+// The GEMM kernels of an element type, per sort of weights by rising tile, and `gather`. Of several with the
+// same tile the later have deeper pipelines. `least` as measured on an H200, 2026-11-28.
 constexpr Shape kShapes[] = {
     {"u4_m8", kUint4, false, kTile8},
-    {"u4_m8_deep", kUint4, false, kTile8Deep},
+    {"u4_m8_deep", kUint4, false, kTile8Deep, 16},
     {"u4_m16", kUint4, false, kTile16},
-    {"u4_m16_deep", kUint4, false, kTile16Deep},
+    {"u4_m16_deep", kUint4, false, kTile16Deep, 8},
+    {"u4_m16_long", kUint4, false, kTile16Long, 20},
     {"u4_m32", kUint4, false, kTile32},
-    {"u4_m32_deep", kUint4, false, kTile32Deep},
+    {"u4_m32_deep", kUint4, false, kTile32Deep, 8},
     {"u4_m64", kUint4, false, kTile64},
-    {"u4_m128", kUint4, false, kTile128},
+    {"u4_m128", kUint4, false, kTile128, 80},  // whose sums, 128 KB, take long to hand over
     {"u8_m16", kUint8, false, kTile16Byte},
     {"u8_m64", kUint8, false, kTile64Byte},
     {"fp8_m16", kFloat8, false, kTile16Byte},
@@ -55,8 +57,7 @@ enum Path { kAuto, kGeneric, kSm90, kPaths };
 
 struct Choice {
   int shape;  // index into kShapes or kSm90Shapes
-  int m_tiles;
-  int n_tiles;
+  TileGrid tiles;
   Partition partition;
   int blocks;
   int shared_bytes;  // of a block
@@ -72,27 +73,20 @@ inline int64_t total_units(const Shape& shape, int64_t m, int64_t n, int64_t k) 
   return (m + tile.m - 1) / tile.m * ((n + kTileN - 1) / kTileN) * (k / tile.unit() + kTileCost);
 }
 
-// The smallest tile that holds m rows, else the largest, 128 tokens where blocks have many of its units; of
-// two pipelines the deeper one if it fits and blocks have enough units to fill it.
+// The smallest tile that holds m rows, else the largest; of those that fit and that blocks have enough units
+// for.
 inline int choose_shape(int64_t m, int64_t n, int64_t k, WeightType weight, bool is_act_order,
                         int multiprocessors, int shared_memory) {
   int best = -1;
   for (int i = 0; i < kGather; ++i) {
-    const Tile& tile = kShapes[i].tile;
-    if (kShapes[i].weight != weight || kShapes[i].is_act_order != is_act_order) continue;
-    // To hand over 128 KB of sums takes time: of 60 units a block it made the product 7 % slower than tiles
-    // of 64, of 121 3 to 14 % faster (H200, 2026-11-28).
-    if (tile.m == 128 && total_units(kShapes[i], m, n, k) < int64_t{80} * multiprocessors) continue;
-    if (best < 0 || (kShapes[best].tile.m < m && tile.m > kShapes[best].tile.m)) {
+    const auto& [name, of_weight, orders, tile, least] = kShapes[i];
+    if (of_weight != weight || orders != is_act_order || tile.shared_bytes(bits(weight)) > shared_memory ||
+        total_units(kShapes[i], m, n, k) < int64_t{least} * multiprocessors) {
+      continue;
+    }
+    if (best < 0 || tile.m == kShapes[best].tile.m ||
+        (kShapes[best].tile.m < m && tile.m > kShapes[best].tile.m)) {
       best = i;
-    } else if (tile.m == kShapes[best].tile.m) {
-      // Eight tokens: a block's 24 units were faster with two stages, 60 with three; 32: 30 units of 128 rows
-      // as fast as twice as many of 64, 60 faster (H200, 2026-11-28).
-      const int64_t enough = tile.m == 16 ? 8 : 40;
-      if (total_units(kShapes[i], m, n, k) >= enough * multiprocessors &&
-          tile.shared_bytes(bits(weight)) <= shared_memory) {
-        best = i;
-      }
     }
   }
   return best;
@@ -101,12 +95,13 @@ inline int choose_shape(int64_t m, int64_t n, int64_t k, WeightType weight, bool
 // Whole tiles while the last wave is nearly full, which share operands in the L2 better (97 % full: 6 to 10 %
 // faster than pieces, 93 %: 6 % slower; H200, 2026-11-28); otherwise pieces, of at least `least` units.
 inline void cut(Choice& choice, int64_t tile_units, int cost, int least, int multiprocessors) {
-  const int tiles = choice.m_tiles * choice.n_tiles;
+  const int tiles = choice.tiles.tiles();
   const int64_t waves = (int64_t{tiles} + multiprocessors - 1) / multiprocessors;
   const bool is_whole = int64_t{tiles} * 100 >= waves * multiprocessors * 95;
-  choice.partition = {tiles, static_cast<int>(tile_units), cost, is_whole};
-  const int64_t pieces = is_whole ? tiles : std::max(1, choice.partition.total() / least);
-  choice.blocks = static_cast<int>(std::min<int64_t>(multiprocessors, pieces));
+  const int units = static_cast<int>(tile_units),
+            pieces = is_whole ? tiles : std::max(1, tiles * units / least);
+  choice.blocks = std::min(multiprocessors, pieces);
+  choice.partition = Partition::of(tiles, units, cost, is_whole, choice.blocks);
   choice.is_split = !is_whole && choice.blocks > 1;
 }
 
@@ -116,8 +111,8 @@ inline Choice choose(int64_t m, int64_t n, int64_t k, WeightType weight, bool is
   Choice choice{};
   choice.shape = choose_shape(m, n, k, weight, is_act_order, multiprocessors, shared_memory);
   const Tile& tile = kShapes[choice.shape].tile;
-  choice.m_tiles = static_cast<int>((m + tile.m - 1) / tile.m);
-  choice.n_tiles = static_cast<int>((n + kTileN - 1) / kTileN);
+  choice.tiles =
+      TileGrid::of(static_cast<int>((m + tile.m - 1) / tile.m), static_cast<int>((n + kTileN - 1) / kTileN));
   choice.shared_bytes = tile.shared_bytes(bits(weight));
   const int cost = kTileCost * 8192 / tile.weight_bytes(bits(weight));
   cut(choice, k / tile.unit(), cost, tile.k_teams, multiprocessors);
@@ -127,11 +122,11 @@ inline Choice choose(int64_t m, int64_t n, int64_t k, WeightType weight, bool is
 inline bool has_sm90_path(int compute_capability, WeightType weight, bool is_act_order) {
   return compute_capability == 90 && weight == kUint4 && !is_act_order;
 }
-// From where it was faster (H200, 2026-11-28): at 16 tokens it was 19 to 46 % slower, at 32 up to 20 %
-// faster, but 7 % slower where blocks had less than ten of its units.
+// From where it was faster (H200, 2026-11-28): at 16 tokens it was 19 to 46 % slower, at 32 up to 16 %
+// faster, but not where blocks had less than ten of its units, nor where seven blocks shared a tile.
 inline bool prefers_sm90_path(int64_t m, int64_t n, int64_t k, int multiprocessors) {
-  const int64_t units = (n + kTileN - 1) / kTileN * (k / kSm90Unit);
-  return m > 32 || (m > 16 && units >= int64_t{11} * multiprocessors);
+  const int64_t tiles = (n + kTileN - 1) / kTileN, units = tiles * (k / kSm90Unit);
+  return m > 32 || (m > 16 && units >= int64_t{11} * multiprocessors && tiles * 4 >= multiprocessors);
 }
 
 inline Choice choose_sm90(int64_t m, int64_t n, int64_t k, int multiprocessors) {
@@ -147,8 +142,8 @@ inline Choice choose_sm90(int64_t m, int64_t n, int64_t k, int multiprocessors) 
     --choice.shape;
   }
   const Sm90Tile& tile = kSm90Shapes[choice.shape].tile;
-  choice.m_tiles = static_cast<int>((m + tile.tokens - 1) / tile.tokens);
-  choice.n_tiles = static_cast<int>(n_tiles);
+  choice.tiles =
+      TileGrid::of(static_cast<int>((m + tile.tokens - 1) / tile.tokens), static_cast<int>(n_tiles));
   choice.shared_bytes = tile.shared_bytes();
   cut(choice, k / kSm90Unit, kSm90TileCost, 1, multiprocessors);
   return choice;

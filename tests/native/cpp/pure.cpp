@@ -320,7 +320,7 @@ void bind_marlin_gemm(py::module_ m) {
                      int shared_memory) {
     const Choice c =
         choose(rows, n, k, static_cast<WeightType>(weight), is_act_order, multiprocessors, shared_memory);
-    return py::make_tuple(c.shape, c.m_tiles, c.n_tiles, c.partition, c.blocks, c.shared_bytes, c.is_split);
+    return py::make_tuple(c.shape, c.tiles.m, c.tiles.n, c.partition, c.blocks, c.shared_bytes, c.is_split);
   });
   py::list sm90_shapes;
   for (const Sm90Shape& s : kSm90Shapes)
@@ -332,7 +332,7 @@ void bind_marlin_gemm(py::module_ m) {
   });
   m.def("choose_sm90", [](int64_t rows, int64_t n, int64_t k, int multiprocessors) {
     const Choice c = choose_sm90(rows, n, k, multiprocessors);
-    return py::make_tuple(c.shape, c.m_tiles, c.n_tiles, c.partition, c.blocks, c.shared_bytes, c.is_split);
+    return py::make_tuple(c.shape, c.tiles.m, c.tiles.n, c.partition, c.blocks, c.shared_bytes, c.is_split);
   });
   m.def("prefers_sm90_path", prefers_sm90_path);
   m.def("child_of", child_of);
@@ -341,20 +341,19 @@ void bind_marlin_gemm(py::module_ m) {
     return py::make_tuple(parent.place, parent.child);
   });
   m.def("tile_at", [](int tile, int m_tiles, int n_tiles) {
-    const TileIndex index = tile_at(tile, m_tiles, n_tiles);
+    const TileIndex index = TileGrid::of(m_tiles, n_tiles).at(tile);
     return py::make_tuple(index.m, index.n);
   });
   py::class_<Partition>(m, "Partition", py::module_local())
-      .def(py::init([](int tiles, int tile_units, int cost, bool is_whole) {
-        return Partition{tiles, tile_units, cost, is_whole};
-      }))
+      .def(py::init(&Partition::of))
       .def_readonly("tiles", &Partition::tiles)
-      .def_readonly("tile_units", &Partition::tile_units)
+      .def_property_readonly("tile_units", [](const Partition& p) { return p.tile.value; })
       .def_readonly("is_whole", &Partition::is_whole)
       .def("length", &Partition::length)
       .def("first", &Partition::first)
       .def("block_of", &Partition::block_of);
   m.def("team_unit", team_unit);
+  m.def("divide", [](int x, int by) { return Divisor::of(by).divide(x); });
 }
 
 }  // namespace
