@@ -123,10 +123,10 @@ inline bool has_sm90_path(int compute_capability, WeightType weight, bool is_act
   return compute_capability == 90 && weight == kUint4 && !is_act_order;
 }
 // From where it was faster (H200, 2026-11-28): at 16 tokens it was 19 to 46 % slower, at 32 up to 16 %
-// faster, but not where blocks had less than ten of its units, nor where seven blocks shared a tile.
+// faster, but 7 % slower where blocks had less than ten of its units.
 inline bool prefers_sm90_path(int64_t m, int64_t n, int64_t k, int multiprocessors) {
-  const int64_t tiles = (n + kTileN - 1) / kTileN, units = tiles * (k / kSm90Unit);
-  return m > 32 || (m > 16 && units >= int64_t{11} * multiprocessors && tiles * 4 >= multiprocessors);
+  const int64_t units = (n + kTileN - 1) / kTileN * (k / kSm90Unit);
+  return m > 32 || (m > 16 && units >= int64_t{11} * multiprocessors);
 }
 
 inline Choice choose_sm90(int64_t m, int64_t n, int64_t k, int multiprocessors) {
