@@ -401,8 +401,8 @@ struct Piece {
 // A block waits for those after it in the list, which therefore come first in the grid.
 __device__ __forceinline__ int block_index() { return gridDim.x - 1 - blockIdx.x; }
 
-// Tells the block that waits for it that the part of a block's first tile, if it began that one not, is
-// written. first: of the block's units. All threads have passed a barrier since they wrote.
+// Reports a block's part of its first tile, if another block began that, to the one that did. first: of the
+// block's units. All threads have passed a barrier since they wrote the part.
 __device__ __forceinline__ void report_part(const Params& p, int first) {
   const int tile_begin = Piece(p, first, first).tile_begin;
   if (threadIdx.x == 0 && first > tile_begin) {

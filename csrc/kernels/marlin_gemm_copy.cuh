@@ -29,7 +29,7 @@ struct Config {
   static constexpr bool kScalesSums = !kIsActOrder && kTokens <= 32;
   static constexpr bool kWorksAhead = !kIsActOrder && kTokens >= 64;
   // A part is reported once it is written; with 64 tokens, whose ring has no slack while a warp waits for the
-  // memory, when the block has nothing more to do (3 % of 95 us; H200, 2026-11-28).
+  // memory, when the block has nothing more to do (0.4 to 3 % of 97 us; H200, 2026-11-28).
   static constexpr bool kReportsLate = kTokens == 64;
   static constexpr bool kFoldsZeros = kTokens == 8 && kScalesSums && kWeight == Weight::kInt4 && is_bf16<T>;
   // In a unit: weights [step][64 columns][plane][lane] · tokens · scales [group] · zero points [group].
@@ -137,8 +137,7 @@ struct Walk {
   int rows;                                   // of tokens from this thread's first to the last
   const char* weight;                         // of this thread, at `unit`
   const char* tokens;                         // of this thread, at `unit`
-  const char* group[Place<C>::kGroupCopies];  // the chunks of scales or zero points that this thread copies,
-                                              // in its first group
+  const char* group[Place<C>::kGroupCopies];  // what this thread copies of scales or zero points of a group
   int weight_bytes;                           // from one row of weights that this thread copies to the next
   int token_bytes;                            // the same of tokens
 

@@ -243,6 +243,9 @@ def gptq_marlin_gemm(
     difference. ``workspace``: int32, as many elements as the GPU has multiprocessors, all 0, and 0 again
     afterwards; calls that may overlap need one each (the CPU does not use it). ``b_bias`` [size_n], in the
     order of a single group of scales, is added before the result is rounded. A violation raises RuntimeError.
+
+    From sm_90 on the first words of ``b_q_weight`` are read while the kernel before may still run, if that
+    one lets its successor start early (programmatic dependent launch): a kernel that does may not write them.
     """
     if global_scale is not None and global_scale.numel() > 0:
         fail(OP, "global_scale", "None (it belongs to float4 weights)", "a tensor")
