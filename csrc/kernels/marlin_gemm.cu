@@ -442,7 +442,7 @@ __device__ __forceinline__ void finish_piece(const Params& p, const Sums<C>& sum
 
 template <class C>
 __device__ __forceinline__ void run(const Params& p) {
-  extern __shared__ __align__(128) char shared[];
+  char* const shared = dynamic_shared();
   const Place<C> place(p);
   Ring<C> ring;
   ring.base = opaque(shared_address(shared) + place.team * (C::kStages * C::kUnitBytes));

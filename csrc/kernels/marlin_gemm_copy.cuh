@@ -49,7 +49,7 @@ __device__ __forceinline__ int token_chunk(int row, int chunk) {
 
 template <class C>
 __device__ __forceinline__ void team_barrier(int team) {
-  asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(C::kTeamThreads) : "memory");
+  named_barrier<C::kTeamThreads>(1 + team);
 }
 
 // Where a thread stands, and its addresses in a slot of the ring.

@@ -24,7 +24,7 @@ __device__ __forceinline__ int own_columns(const Place<C>& place) {
 
 template <class C>
 __device__ __forceinline__ void block_barrier() {
-  asm volatile("bar.sync %0, %1;" ::"n"(1 + C::kTeams), "n"(C::kTile.threads()) : "memory");
+  named_barrier<C::kTile.threads()>(1 + C::kTeams);
 }
 
 template <class C>

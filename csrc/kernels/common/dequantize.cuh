@@ -7,9 +7,13 @@ namespace sglk {
 
 // (x & mask) | bits in one instruction.
 __device__ __forceinline__ uint32_t mask_or(uint32_t x, uint32_t mask, uint32_t bits) {
+#ifdef __CUDA_ARCH__
   uint32_t r;
   asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(x), "r"(mask), "r"(bits));
   return r;
+#else  // tests/native/simt
+  return (x & mask) | bits;
+#endif
 }
 
 // Pairs of T in 32 bits.

@@ -5,6 +5,12 @@
 
 namespace sglk {
 
+// The shared memory that a launch asks for.
+__device__ __forceinline__ char* dynamic_shared() {
+  extern __shared__ __align__(128) char shared[];
+  return shared;
+}
+
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
@@ -14,6 +20,12 @@ template <class T>
 __device__ __forceinline__ T opaque(T x) {
   asm volatile("" : "+r"(x));
   return x;
+}
+
+// Waits until so many threads have come to it; 0 is __syncthreads.
+template <int kThreads>
+__device__ __forceinline__ void named_barrier(int id) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(kThreads) : "memory");
 }
 
 // A counter that orders what a block wrote before others' reads.

@@ -1,0 +1,177 @@
+// A GPU of fibers, to run kernels of csrc on the host: every thread of a grid is a fiber, all blocks are
+// resident, and warps meet where they do something together. It knows what the kernels use of CUDA's
+// language; common/mma.cuh beside it stands for theirs.
+//
+// Strict where a GPU is lucky: a copy to shared memory is made as late as cp.async allows, so that a missing
+// wait shows; shared memory begins as 0xee, and an address beyond it or unaligned ends the process.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <utility>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __grid_constant__
+#define __launch_bounds__(...)
+
+struct float2 {
+  float x, y;
+};
+struct float4 {
+  float x, y, z, w;
+};
+struct uint4 {
+  unsigned x, y, z, w;
+};
+using std::max;
+using std::min;
+
+namespace simt {
+
+// Where threads wait for each other.
+struct Meeting {
+  int arrived = 0;
+  long round = 0;
+};
+
+struct Warp : Meeting {
+  std::uint32_t in[32][6], out[32][4];  // of what its lanes do together
+};
+
+struct Block {
+  int index;
+  std::vector<char> shared;
+  std::vector<Warp> warps;
+  Meeting barriers[16];
+};
+
+struct Copy {
+  std::uint32_t target;
+  const void* source;
+};
+
+struct Thread {
+  unsigned index;
+  Block* block;
+  ucontext_t context;
+  std::vector<char> stack;
+  bool is_done = false;
+  std::vector<Copy> open;                 // cp.async: not committed
+  std::deque<std::vector<Copy>> pending;  // committed, not waited for
+};
+
+struct Index {
+  unsigned x, y;
+};
+
+inline Thread* current;
+inline ucontext_t scheduler;
+inline Index grid;
+inline const std::function<void()>* body;
+
+inline void yield() { swapcontext(&current->context, &scheduler); }
+
+[[noreturn]] inline void fail(const char* what) {
+  std::printf("block %d, thread %u: %s\n", current->block->index, current->index, what);
+  std::exit(3);
+}
+
+// Returns once `count` threads have come; the last of them acts before.
+template <class Act>
+void meet(Meeting& meeting, int count, Act act) {
+  const long round = meeting.round;
+  if (++meeting.arrived == count) {
+    act();
+    meeting.arrived = 0;
+    ++meeting.round;
+  }
+  while (meeting.round == round) yield();
+}
+
+inline Warp& warp() { return current->block->warps[current->index / 32]; }
+inline int lane() { return static_cast<int>(current->index % 32); }
+
+inline char* shared(std::uint32_t address, std::size_t bytes) {
+  std::vector<char>& memory = current->block->shared;
+  if (address % bytes != 0 || address + bytes > memory.size()) fail("bad address in shared memory");
+  return memory.data() + address;
+}
+
+inline void run_body() {
+  (*body)();
+  current->is_done = true;
+}
+
+// Runs a grid until every thread has returned.
+inline void run(int blocks, int threads, int shared_bytes, const std::function<void()>& kernel) {
+  body = &kernel;
+  grid = {static_cast<unsigned>(blocks), 1};
+  std::vector<Block> all(static_cast<std::size_t>(blocks));
+  std::vector<Thread> fibers(all.size() * static_cast<std::size_t>(threads));
+  for (std::size_t i = 0; i < fibers.size(); ++i) {
+    Thread& thread = fibers[i];
+    thread.index = static_cast<unsigned>(i % static_cast<std::size_t>(threads));
+    thread.block = &all[i / static_cast<std::size_t>(threads)];
+    if (thread.index == 0) {
+      thread.block->index = static_cast<int>(thread.block - all.data());
+      thread.block->shared.assign(static_cast<std::size_t>(shared_bytes), '\xee');
+      thread.block->warps.resize(static_cast<std::size_t>(threads) / 32);
+    }
+    thread.stack.resize(48 << 10);
+    getcontext(&thread.context);
+    thread.context.uc_stack.ss_sp = thread.stack.data();
+    thread.context.uc_stack.ss_size = thread.stack.size();
+    thread.context.uc_link = &scheduler;
+    makecontext(&thread.context, run_body, 0);
+  }
+  for (bool is_running = true; is_running;) {
+    is_running = false;
+    for (Thread& thread : fibers) {
+      if (thread.is_done) continue;
+      is_running = true;
+      current = &thread;
+      swapcontext(&scheduler, &thread.context);
+    }
+  }
+}
+
+}  // namespace simt
+
+#define threadIdx (simt::Index{simt::current->index, 0})
+#define blockIdx (simt::Index{static_cast<unsigned>(simt::current->block->index), 0})
+#define gridDim (simt::grid)
+
+inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
+inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const std::uint64_t bytes = std::uint64_t{high} << 32 | low;
+  unsigned r = 0;
+  for (unsigned i = 0; i < 4; ++i) {
+    r |= static_cast<unsigned>(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  }
+  return r;
+}
+inline float4 __ldcg(const float4* from) { return *from; }
+inline void __stcg(float4* to, const float4& x) { *to = x; }
+inline void __syncwarp() {
+  simt::meet(simt::warp(), 32, [] {});
+}
+inline unsigned __shfl_sync(unsigned, unsigned x, int source) {
+  simt::Warp& warp = simt::warp();
+  warp.in[simt::lane()][0] = x;
+  simt::meet(warp, 32, [&] {
+    for (auto& out : warp.out) out[0] = warp.in[source][0];
+  });
+  return warp.out[simt::lane()][0];
+}

@@ -1,0 +1,116 @@
+"""The kernels of marlin_gemm.cu run on the host, against double: what every GPU runs, and none is needed.
+
+``simt`` stands for the GPU: its threads are fibers, and mma, ldmatrix, cp.async, barriers do what PTX says.
+What it cannot show: races, what the compilers make of the source, and time.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ._build import CSRC, CompilerError, run_compiler
+
+SIMT = Path(__file__).resolve().parent / "simt"
+FLAGS = [
+    "-std=c++20",
+    "-O1",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+    "-Wno-maybe-uninitialized",
+]
+ORDERED = ("u4_act_order_m64", "u8_act_order_m64")
+TILES = (
+    *(
+        "u4_m8",
+        "u4_m8_deep",
+        "u4_m16",
+        "u4_m16_deep",
+        "u4_m16_long",
+        "u4_m32",
+        "u4_m32_deep",
+        "u4_m64",
+        "u4_m128",
+    ),
+    *("u8_m16", "u8_m64", "fp8_m16", "fp8_m64", *ORDERED),
+)
+
+
+def build(folder: Path, edit: tuple[str, str, str] | None = None) -> Path:
+    """The program of product.cpp: the kernel's own files, but for simt's mma.cuh in place of theirs, and for
+    an edit: in a file, one text for another."""
+    (folder / "common").mkdir()
+    kernels = CSRC / "kernels"
+    links = {source.relative_to(kernels): source for source in kernels.glob("marlin_gemm*")}
+    for root in (kernels, SIMT):
+        links |= {source.relative_to(root): source for source in root.glob("common/*.cuh")}
+    for name, source in links.items():
+        (folder / name).symlink_to(source)
+    if edit is not None:
+        name, old, new = edit
+        text = (folder / name).read_text()
+        assert text.count(old) == 1
+        (folder / name).unlink()
+        (folder / name).write_text(text.replace(old, new))
+    program = folder / "product"
+    includes = [f"-I{path}" for path in (folder, SIMT, CSRC)]
+    try:
+        run_compiler([*FLAGS, "-rdynamic", *includes, str(SIMT / "product.cpp"), "-o", str(program), "-ldl"])
+    except CompilerError as err:
+        pytest.fail(str(err), pytrace=False)
+    return program
+
+
+@pytest.fixture(scope="session")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("simt"))
+
+
+def run(program: Path, *cases: tuple[Any, ...]) -> None:
+    """Runs all at once: kernel, m, n, k, group, has_zeros, multiprocessors, seed."""
+    started = [
+        subprocess.Popen([str(program), *(str(int(x) if isinstance(x, bool) else x) for x in case)],
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for case in cases
+    ]  # fmt: skip
+    for case, process in zip(cases, started, strict=True):
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, f"{case}: {said}"
+
+
+def test_every_kernel_is_run(native: Any) -> None:
+    assert {shape[0] for shape in native.marlin_gemm.shapes} == {*TILES, "gather"}
+
+
+@pytest.mark.parametrize(
+    ("tile", "group"), [(t, g) for t in TILES for g in (0, 32, 64, 128) if g > 0 or t not in ORDERED]
+)
+def test_a_product(product: Path, tile: str, group: int) -> None:
+    """Several tiles, cut into pieces that blocks share; tokens, columns and rows that fill no tile."""
+    tokens = int(re.findall(r"_m(\d+)", tile)[0])
+    run(
+        product,
+        (f"marlin_gemm_bf16_{tile}", tokens + 1, 320, 640, group, tile.startswith("u4_m"), 5, 1),
+        (f"marlin_gemm_f16_{tile}", tokens // 2 + 1, 192, 384, group, False, 2, 2),
+    )
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 7, 16])
+@pytest.mark.parametrize("tile", ["u4_m8", "u4_m16", "u4_m32"])
+def test_however_many_blocks(product: Path, tile: str, blocks: int) -> None:
+    """From one for all to many that share a tile."""
+    run(product, (f"marlin_gemm_bf16_{tile}", 3, 576, 1024, 128, True, blocks, blocks))
+
+
+def test_a_missing_wait_shows(tmp_path: Path) -> None:
+    """Where a GPU's copies are mostly there in time, these never are."""
+    waits = "wait_copies<C::kStages - 2>"
+    program = build(tmp_path, ("marlin_gemm_copy.cuh", waits, waits.replace("2", "1")))
+    with pytest.raises(AssertionError, match="of the error allowed"):
+        run(program, ("marlin_gemm_bf16_u4_m8", 3, 320, 640, 128, True, 4, 1))
