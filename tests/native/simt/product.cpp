@@ -39,7 +39,7 @@ const T* padded(std::vector<T>& x) {
   return x.data();
 }
 
-// --- Marlin's layouts, from the definitions in docs/OPS.md of the project ---
+// --- Marlin's layouts, as python/sgl_kernel/_marlin_gemm.py describes them ---
 
 constexpr int kOrder4[] = {0, 2, 4, 6, 1, 3, 5, 7}, kOrder8[] = {0, 2, 1, 3};
 
