@@ -170,7 +170,8 @@ template <class C>
 __device__ __forceinline__ void load_words(Words<C>& words, const Place<C>& place, uint32_t slot, int step) {
 #pragma unroll
   for (int i = 0; i < C::kWords; i += 4) {
-    load_shared < C::kWords<4 ? 2 : 4>(words + i, slot + place.weights + step * C::kStepBytes + i / 4 * 512);
+    constexpr int kChunk = C::kWords < 4 ? C::kWords : 4;
+    load_shared<kChunk>(words + i, slot + place.weights + step * C::kStepBytes + i / 4 * 512);
   }
 }
 

@@ -133,10 +133,12 @@ struct Partition {
     return p;
   }
 
-  SGLK_HOST_DEVICE constexpr int total() const { return tiles * tile.value; }
+  SGLK_HOST_DEVICE constexpr bool is_split() const {
+    return !is_whole && blocks > 1;
+  }  // blocks share tiles, through memory
   SGLK_HOST_DEVICE constexpr int length() const { return is_whole ? tiles : tiles * tile_cost.value; }
 
-  // The first unit of a block; equal to the next block's if it has none. first(blocks) == total().
+  // The first unit of a block; equal to the next block's if it has none. first(blocks) is the number of all.
   SGLK_HOST_DEVICE constexpr int first(int block) const {
     const int position = block * piece.value + (block > longer ? block - longer : 0);
     if (is_whole) return position * tile.value;

@@ -53,7 +53,7 @@ struct Slot {
   }
 };
 
-__device__ __forceinline__ void consumer_barrier() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
+__device__ __forceinline__ void consumer_barrier() { named_barrier<kConsumers>(1); }
 
 // One thread of each warp: starts a quarter of all copies of the block. (One thread for all was too slow, and
 // so is what divides in the inner loop: 60 to 90 clocks a copy, more than the memory needs; H200,
@@ -434,10 +434,9 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
 
 template <class C>
 __device__ __forceinline__ void run(const Sm90Params& params) {
-  extern __shared__ char shared[];
   const Params& p = params.common;
   Ring ring;
-  ring.base = (shared_address(shared) + 1023) & ~1023u;
+  ring.base = (shared_address(dynamic_shared()) + 1023) & ~1023u;
   ring.full = ring.base + C::kStages * C::kTile.stage_bytes();
   ring.empty = ring.full + C::kStages * 8;
   if (threadIdx.x == 0) {

@@ -222,12 +222,12 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
     params.a = gathered->data();
     params.a_stride = size_k;
   }
-  if (choice.is_split) {
-    SGLK_CHECK(workspace.numel() >= choice.blocks,
-               "%s: workspace: expected at least %d elements (multiprocessors), got %s", kOp, choice.blocks,
-               workspace.shape().c_str());
+  if (choice.partition.is_split()) {
+    SGLK_CHECK(workspace.numel() >= choice.partition.blocks,
+               "%s: workspace: expected at least %d elements (multiprocessors), got %s", kOp,
+               choice.partition.blocks, workspace.shape().c_str());
     const int tile_size = (is_sm90 ? sm90_tile.tokens : tile.m) * kTileN;
-    partial = Tensor::empty({choice.blocks, tile_size}, DType::kFloat32, a.device());
+    partial = Tensor::empty({choice.partition.blocks, tile_size}, DType::kFloat32, a.device());
     params.partial = partial->data<float>();
     params.arrivals = workspace.data<int>();
   }
@@ -242,7 +242,7 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
   params.group_shift = b_scales.size(0) == 1 || is_act_order ? 30 : std::countr_zero(group_size / kMinGroup);
   params.tiles = choice.tiles;
   params.partition = choice.partition;
-  const Dim3 grid{static_cast<uint32_t>(choice.blocks), 1, 1};
+  const Dim3 grid{static_cast<uint32_t>(choice.partition.blocks), 1, 1};
   if (is_sm90) {
     launch(kernel_of(selection, launch.type), grid, kSm90Threads, choice.shared_bytes,
            Sm90Params{map_tokens(params, launch.type, sm90_tile.tokens), params});
@@ -272,9 +272,9 @@ void make_plan(Plan& plan, int64_t m, int64_t n, int64_t k, const DeviceProperti
   plan.tile_tokens = is_sm90 ? kSm90Shapes[choice.shape].tile.tokens : kShapes[choice.shape].tile.m;
   plan.tile_columns = kTileN;
   plan.tiles = choice.tiles.tiles();
-  plan.blocks = choice.blocks;
+  plan.blocks = choice.partition.blocks;
   plan.shared_bytes = choice.shared_bytes;
-  plan.is_split = choice.is_split;
+  plan.is_split = choice.partition.is_split();
 }
 
 }  // namespace sglk::marlin_gemm

@@ -16,29 +16,11 @@ import pytest
 from ._build import CSRC, CompilerError, run_compiler
 
 SIMT = Path(__file__).resolve().parent / "simt"
-FLAGS = [
-    "-std=c++20",
-    "-O1",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-Wno-unknown-pragmas",
-    "-Wno-maybe-uninitialized",
-]
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]
 ORDERED = ("u4_act_order_m64", "u8_act_order_m64")
 TILES = (
-    *(
-        "u4_m8",
-        "u4_m8_deep",
-        "u4_m16",
-        "u4_m16_deep",
-        "u4_m16_long",
-        "u4_m32",
-        "u4_m32_deep",
-        "u4_m64",
-        "u4_m128",
-    ),
-    *("u8_m16", "u8_m64", "fp8_m16", "fp8_m64", *ORDERED),
+    *("u4_m8", "u4_m8_deep", "u4_m16", "u4_m16_deep", "u4_m16_long", "u4_m32", "u4_m32_deep", "u4_m64"),
+    *("u4_m128", "u8_m16", "u8_m64", "fp8_m16", "fp8_m64", *ORDERED),
 )
 
 
@@ -59,9 +41,9 @@ def build(folder: Path, edit: tuple[str, str, str] | None = None) -> Path:
         (folder / name).unlink()
         (folder / name).write_text(text.replace(old, new))
     program = folder / "product"
-    includes = [f"-I{path}" for path in (folder, SIMT, CSRC)]
+    flags = ["-std=c++20", "-O1", *WARNINGS, "-rdynamic", *(f"-I{path}" for path in (folder, SIMT, CSRC))]
     try:
-        run_compiler([*FLAGS, "-rdynamic", *includes, str(SIMT / "product.cpp"), "-o", str(program), "-ldl"])
+        run_compiler([*flags, str(SIMT / "product.cpp"), "-o", str(program), "-ldl"])
     except CompilerError as err:
         pytest.fail(str(err), pytrace=False)
     return program
@@ -72,10 +54,10 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("simt"))
 
 
-def run(program: Path, *cases: tuple[Any, ...]) -> None:
-    """Runs all at once: kernel, m, n, k, group, has_zeros, multiprocessors, seed."""
+def run(program: Path, *cases: tuple[str | int, ...]) -> None:
+    """Runs all at once, each with the arguments of product.cpp."""
     started = [
-        subprocess.Popen([str(program), *(str(int(x) if isinstance(x, bool) else x) for x in case)],
+        subprocess.Popen([str(program), *map(str, case)],
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for case in cases
     ]  # fmt: skip
@@ -96,8 +78,8 @@ def test_a_product(product: Path, tile: str, group: int) -> None:
     tokens = int(re.findall(r"_m(\d+)", tile)[0])
     run(
         product,
-        (f"marlin_gemm_bf16_{tile}", tokens + 1, 320, 640, group, tile.startswith("u4_m"), 5, 1),
-        (f"marlin_gemm_f16_{tile}", tokens // 2 + 1, 192, 384, group, False, 2, 2),
+        (f"marlin_gemm_bf16_{tile}", tokens + 1, 320, 640, group, int(tile.startswith("u4_m")), 5, 1),
+        (f"marlin_gemm_f16_{tile}", tokens // 2 + 1, 192, 384, group, 0, 2, 2),
     )
 
 
@@ -105,7 +87,7 @@ def test_a_product(product: Path, tile: str, group: int) -> None:
 @pytest.mark.parametrize("tile", ["u4_m8", "u4_m16", "u4_m32"])
 def test_however_many_blocks(product: Path, tile: str, blocks: int) -> None:
     """From one for all to many that share a tile."""
-    run(product, (f"marlin_gemm_bf16_{tile}", 3, 576, 1024, 128, True, blocks, blocks))
+    run(product, (f"marlin_gemm_bf16_{tile}", 3, 576, 1024, 128, 1, blocks, blocks))
 
 
 def test_a_missing_wait_shows(tmp_path: Path) -> None:
@@ -113,4 +95,4 @@ def test_a_missing_wait_shows(tmp_path: Path) -> None:
     waits = "wait_copies<C::kStages - 2>"
     program = build(tmp_path, ("marlin_gemm_copy.cuh", waits, waits.replace("2", "1")))
     with pytest.raises(AssertionError, match="of the error allowed"):
-        run(program, ("marlin_gemm_bf16_u4_m8", 3, 320, 640, 128, True, 4, 1))
+        run(program, ("marlin_gemm_bf16_u4_m8", 3, 320, 640, 128, 1, 4, 1))

@@ -59,9 +59,7 @@ struct Choice {
   int shape;  // index into kShapes or kSm90Shapes
   TileGrid tiles;
   Partition partition;
-  int blocks;
   int shared_bytes;  // of a block
-  bool is_split;     // some tiles are shared by blocks, through memory
 };
 
 constexpr int bits(WeightType weight) { return weight == kUint4 ? 4 : 8; }
@@ -94,29 +92,29 @@ inline int choose_shape(int64_t m, int64_t n, int64_t k, WeightType weight, bool
 
 // Whole tiles while the last wave is nearly full, which share operands in the L2 better (97 % full: 6 to 10 %
 // faster than pieces, 93 %: 6 % slower; H200, 2026-11-28); otherwise pieces, of at least `least` units.
-inline void cut(Choice& choice, int64_t tile_units, int cost, int least, int multiprocessors) {
-  const int tiles = choice.tiles.tiles();
+inline Partition cut(int tiles, int tile_units, int cost, int least, int multiprocessors) {
   const int64_t waves = (int64_t{tiles} + multiprocessors - 1) / multiprocessors;
   const bool is_whole = int64_t{tiles} * 100 >= waves * multiprocessors * 95;
-  const int units = static_cast<int>(tile_units),
-            pieces = is_whole ? tiles : std::max(1, tiles * units / least);
-  choice.blocks = std::min(multiprocessors, pieces);
-  choice.partition = Partition::of(tiles, units, cost, is_whole, choice.blocks);
-  choice.is_split = !is_whole && choice.blocks > 1;
+  const int pieces = is_whole ? tiles : std::max(1, tiles * tile_units / least);
+  return Partition::of(tiles, tile_units, cost, is_whole, std::min(multiprocessors, pieces));
+}
+
+// What a kernel of kShapes is launched with.
+inline Choice arrange(int shape, int64_t m, int64_t n, int64_t k, int multiprocessors) {
+  const Tile& tile = kShapes[shape].tile;
+  const int bit_count = bits(kShapes[shape].weight), cost = kTileCost * 8192 / tile.weight_bytes(bit_count);
+  const TileGrid tiles =
+      TileGrid::of(static_cast<int>((m + tile.m - 1) / tile.m), static_cast<int>((n + kTileN - 1) / kTileN));
+  const int tile_units = static_cast<int>(k / tile.unit());
+  return {shape, tiles, cut(tiles.tiles(), tile_units, cost, tile.k_teams, multiprocessors),
+          tile.shared_bytes(bit_count)};
 }
 
 // shared_memory: bytes that a block may have. m, n, k > 0, n a multiple of 64, k of 128, total_units < 2^31.
 inline Choice choose(int64_t m, int64_t n, int64_t k, WeightType weight, bool is_act_order,
                      int multiprocessors, int shared_memory) {
-  Choice choice{};
-  choice.shape = choose_shape(m, n, k, weight, is_act_order, multiprocessors, shared_memory);
-  const Tile& tile = kShapes[choice.shape].tile;
-  choice.tiles =
-      TileGrid::of(static_cast<int>((m + tile.m - 1) / tile.m), static_cast<int>((n + kTileN - 1) / kTileN));
-  choice.shared_bytes = tile.shared_bytes(bits(weight));
-  const int cost = kTileCost * 8192 / tile.weight_bytes(bits(weight));
-  cut(choice, k / tile.unit(), cost, tile.k_teams, multiprocessors);
-  return choice;
+  return arrange(choose_shape(m, n, k, weight, is_act_order, multiprocessors, shared_memory), m, n, k,
+                 multiprocessors);
 }
 
 inline bool has_sm90_path(int compute_capability, WeightType weight, bool is_act_order) {
@@ -145,7 +143,8 @@ inline Choice choose_sm90(int64_t m, int64_t n, int64_t k, int multiprocessors) 
   choice.tiles =
       TileGrid::of(static_cast<int>((m + tile.tokens - 1) / tile.tokens), static_cast<int>(n_tiles));
   choice.shared_bytes = tile.shared_bytes();
-  cut(choice, k / kSm90Unit, kSm90TileCost, 1, multiprocessors);
+  choice.partition =
+      cut(choice.tiles.tiles(), static_cast<int>(k / kSm90Unit), kSm90TileCost, 1, multiprocessors);
   return choice;
 }
 

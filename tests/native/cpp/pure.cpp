@@ -320,7 +320,8 @@ void bind_marlin_gemm(py::module_ m) {
                      int shared_memory) {
     const Choice c =
         choose(rows, n, k, static_cast<WeightType>(weight), is_act_order, multiprocessors, shared_memory);
-    return py::make_tuple(c.shape, c.tiles.m, c.tiles.n, c.partition, c.blocks, c.shared_bytes, c.is_split);
+    return py::make_tuple(c.shape, c.tiles.m, c.tiles.n, c.partition, c.partition.blocks, c.shared_bytes,
+                          c.partition.is_split());
   });
   py::list sm90_shapes;
   for (const Sm90Shape& s : kSm90Shapes)
@@ -332,7 +333,8 @@ void bind_marlin_gemm(py::module_ m) {
   });
   m.def("choose_sm90", [](int64_t rows, int64_t n, int64_t k, int multiprocessors) {
     const Choice c = choose_sm90(rows, n, k, multiprocessors);
-    return py::make_tuple(c.shape, c.tiles.m, c.tiles.n, c.partition, c.blocks, c.shared_bytes, c.is_split);
+    return py::make_tuple(c.shape, c.tiles.m, c.tiles.n, c.partition, c.partition.blocks, c.shared_bytes,
+                          c.partition.is_split());
   });
   m.def("prefers_sm90_path", prefers_sm90_path);
   m.def("child_of", child_of);

@@ -107,7 +107,8 @@ double e4m3(int byte) {
 }
 
 template <class T>
-int check(const Shape& shape, void (*kernel)(Params), const Problem& p) {
+int check(int index, void (*kernel)(Params), const Problem& p) {
+  const Shape& shape = kShapes[index];
   const int bit_count = bits(shape.weight);
   std::mt19937 random(static_cast<unsigned>(p.seed));
   std::normal_distribution<float> normal;
@@ -132,14 +133,12 @@ int check(const Shape& shape, void (*kernel)(Params), const Problem& p) {
   }
 
   const Tile& tile = shape.tile;
-  Choice choice{};
-  choice.tiles = TileGrid::of((p.m + tile.m - 1) / tile.m, (p.n + kTileN - 1) / kTileN);
-  cut(choice, p.k / tile.unit(), kTileCost * 8192 / tile.weight_bytes(bit_count), tile.k_teams,
-      p.multiprocessors);
+  const Choice choice = arrange(index, p.m, p.n, p.k, p.multiprocessors);
+  const int blocks = choice.partition.blocks;
   auto words = pack_weights(q, p.k, p.n, bit_count), zero_words = pack_zeros(z, p);
   auto permuted = permute_scales(scales, p);
-  std::vector<float> partial(at(choice.blocks, 0, tile.m * kTileN), NAN);
-  std::vector<int> arrivals(static_cast<std::size_t>(choice.blocks));
+  std::vector<float> partial(at(blocks, 0, tile.m * kTileN), NAN);
+  std::vector<int> arrivals(static_cast<std::size_t>(blocks));
   Params params{};
   params.a = padded(a);
   params.weight = padded(words);
@@ -156,7 +155,7 @@ int check(const Shape& shape, void (*kernel)(Params), const Problem& p) {
   params.group_shift = p.group == 0 ? 30 : std::countr_zero(static_cast<unsigned>(p.group / kMinGroup));
   params.tiles = choice.tiles;
   params.partition = choice.partition;
-  simt::run(choice.blocks, tile.threads(), tile.shared_bytes(bit_count), [&] { kernel(params); });
+  simt::run(blocks, tile.threads(), choice.shared_bytes, [&] { kernel(params); });
 
   const double epsilon = sglk::is_bf16<T> ? 0x1p-7 : 0x1p-10;
   double worst = 0;
@@ -177,7 +176,7 @@ int check(const Shape& shape, void (*kernel)(Params), const Problem& p) {
     }
   }
   const bool is_clean = std::all_of(arrivals.begin(), arrivals.end(), [](int x) { return x == 0; });
-  std::printf("%d blocks: %.3f of the error allowed%s\n", choice.blocks, worst,
+  std::printf("%d blocks: %.3f of the error allowed%s\n", blocks, worst,
               is_clean ? "" : "; arrivals are left");
   return worst <= 1 && is_clean ? 0 : 1;
 }
@@ -190,7 +189,7 @@ int main(int, char** arguments) {
   const Problem problem{number(2), number(3), number(4), number(5), number(6) != 0, number(7), number(8)};
   for (int index = 0; index < 2 * kShapeCount; ++index) {
     if (kernel_name(index) != name) continue;
-    const Shape& shape = kShapes[index % kShapeCount];
+    const int shape = index % kShapeCount;
     const auto kernel = reinterpret_cast<void (*)(Params)>(dlsym(RTLD_DEFAULT, name.c_str()));
     return index < kShapeCount ? check<sglk::bf16>(shape, kernel, problem)
                                : check<sglk::f16>(shape, kernel, problem);
