@@ -47,14 +47,13 @@ struct RawGroup {
   uint32_t zeros;
 };
 
-// row: the group's among those of its unit. group_mask: the pairs of steps in a group, less one; 3 at most,
-// or very many of a single group.
+// row: the group's among those of its unit.
 template <class C>
-__device__ __forceinline__ RawGroup<C> load_group(const Place<C>& place, uint32_t slot, int row,
-                                                  int group_mask) {
+__device__ __forceinline__ RawGroup<C> load_group(const Params& p, const Place<C>& place, uint32_t slot,
+                                                  int row) {
   RawGroup<C> raw;
   const uint32_t scales = slot + place.scales + row * (kTileN * 2);
-  if (group_mask < 4) {
+  if (!has_one_group<C>(p)) {
     load_shared<C::kColumnTiles>(raw.scales, scales);
   } else {  // column i + 8t, permuted per 32: the half i % 2 of word t % 4 of the chunk i / 2
     const int half = place.lane / 4 % 2 ? 0x7632 : 0x5410;
@@ -84,7 +83,14 @@ __device__ __forceinline__ void fill_zeros(const Place<C>& place, uint32_t ring)
 // Of the groups of a unit, that of a step; without a shift where one or two leave the choice.
 template <class C>
 __device__ __forceinline__ int group_row(const Params& p, int step) {
-  return C::kSteps <= 4 ? (p.group_shift == 0 ? step / 2 : 0) : step / 2 >> p.group_shift;
+  const int shift = group_shift<C>(p);
+  return C::kSteps <= 4 ? (shift == 0 ? step / 2 : 0) : step / 2 >> shift;
+}
+
+// Whether a group ends with a step, the second of a pair. group_mask: the pairs of a group, less one.
+template <class C>
+__device__ __forceinline__ bool ends_group(int group_mask, int unit, int step) {
+  return ((unit * C::kPairs + step / 2 + 1) & group_mask) == 0;
 }
 
 // What weights are scaled by: scale and magic + zero point of a lane's columns, each twice in 32 bits.
@@ -277,14 +283,13 @@ __device__ __forceinline__ void multiply_units(const Params& p, Accumulators<C>&
     const int column = min(p.tiles.at(tile).n * kTileN + place.warp * 64, p.n - 64);
     scales = static_cast<const uint16_t*>(p.scales) + column + place.lane / 4 * 8;
   }
+  const int group_mask = (1 << group_shift<C>(p)) - 1;
   Group<C> group = {};
   Operands<C> f[2];
-  int pairs = unit * C::kTile.groups();
-  const int group_mask = (1 << p.group_shift) - 1;
   bool opens = true;  // a group
   await_unit<C>(place);
   f[0].load(place, ring.slot, 0);
-  for (; units > 0; --units) {
+  for (; units > 0; --units, ++unit) {
     const uint32_t slot = ring.slot;
     ahead.copy(p, place, ring.free_slot);
 #pragma unroll
@@ -293,14 +298,13 @@ __device__ __forceinline__ void multiply_units(const Params& p, Accumulators<C>&
       const bool is_last_step = step + 1 == C::kSteps;
       bool closes = false;
       if (step % 2 == 1) {
-        ++pairs;
-        closes = (pairs & group_mask) == 0 || (C::kScalesSums && is_last_step && units == 1);
+        closes = ends_group<C>(group_mask, unit, step) || (C::kScalesSums && is_last_step && units == 1);
       }
       if constexpr (!C::kIsActOrder && !C::kFoldsZeros) {
-        if (step % 2 == 0 && opens) unpack_group<C>(group, load_group<C>(place, slot, row, group_mask));
+        if (step % 2 == 0 && opens) unpack_group<C>(group, load_group<C>(p, place, slot, row));
       }
       RawGroup<C> raw;
-      if (C::kScalesSums && closes) raw = load_group<C>(place, slot, row, group_mask);
+      if (C::kScalesSums && closes) raw = load_group<C>(p, place, slot, row);
       if (!is_last_step) {
         f[(step + 1) % 2].load(place, slot, step + 1);
       } else {
@@ -311,7 +315,7 @@ __device__ __forceinline__ void multiply_units(const Params& p, Accumulators<C>&
           f[0].load(place, ring.slot, 0);
         }
       }
-      multiply_step<C>(p, acc, group, f[step % 2], (pairs - step % 2) * 32 + step % 2 * 16, scales);
+      multiply_step<C>(p, acc, group, f[step % 2], (unit * C::kSteps + step) * 16, scales);
       if (C::kScalesSums && closes) close_group<C>(acc, raw);
       if (step % 2 == 1) opens = closes;
     }
@@ -327,17 +331,16 @@ __device__ __forceinline__ void multiply_units_ahead(const Params& p, Sums<C>& s
                                                      int units) {
   if (units == 0) return;
   constexpr int kColumnTiles = C::kColumnTiles, kTokenTiles = C::kTokenTiles;
+  const int group_mask = (1 << group_shift<C>(p)) - 1;
   Group<C> group = {};
   Operands<C> f;
-  int pairs = unit * C::kTile.groups();
-  const int group_mask = (1 << p.group_shift) - 1;
   await_unit<C>(place);
   f.load(place, ring.slot, 0);
-  unpack_group<C>(group, load_group<C>(place, ring.slot, 0, group_mask));
+  unpack_group<C>(group, load_group<C>(p, place, ring.slot, 0));
   uint32_t w[4];  // the fragment at hand
 #pragma unroll
   for (int e = 0; e < 4; ++e) w[e] = weight_part<C>(f.words, group, 0, e);
-  for (; units > 0; --units) {
+  for (; units > 0; --units, ++unit) {
     ahead.copy(p, place, ring.free_slot);
 #pragma unroll
     for (int step = 0; step < C::kSteps; ++step) {
@@ -352,9 +355,9 @@ __device__ __forceinline__ void multiply_units_ahead(const Params& p, Sums<C>& s
             await_unit<C>(place);
           }
           load_words<C>(f.words, place, ring.slot, next_step);
-          if (step % 2 == 1 && (++pairs & group_mask) == 0) {
+          if (step % 2 == 1 && ends_group<C>(group_mask, unit, step)) {
             const int row = group_row<C>(p, next_step);
-            unpack_group<C>(group, load_group<C>(place, ring.slot, row, group_mask));
+            unpack_group<C>(group, load_group<C>(p, place, ring.slot, row));
           }
         }
         uint32_t next[4];
@@ -525,18 +528,23 @@ __device__ __forceinline__ void gather(const Params& p) {
       (sglk::marlin_gemm::run<sglk::marlin_gemm::Config<                                                    \
            type, sglk::marlin_gemm::Weight::weight, is_act_order, sglk::marlin_gemm::tile.m,                \
            sglk::marlin_gemm::tile.columns, sglk::marlin_gemm::tile.k_teams, sglk::marlin_gemm::tile.steps, \
-           sglk::marlin_gemm::tile.stages, sglk::marlin_gemm::tile.batch>>(p)))
+           sglk::marlin_gemm::tile.stages, sglk::marlin_gemm::tile.batch, sglk::marlin_gemm::tile.group>>(  \
+          p)))
 
 #define SGLK_MARLIN_DTYPE(dtype, type)                                           \
   SGLK_MARLIN_GEMM(dtype, type, u4_m8, kInt4, false, kTile8)                     \
   SGLK_MARLIN_GEMM(dtype, type, u4_m8_deep, kInt4, false, kTile8Deep)            \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m8_long, kInt4, false, kTile8Long)            \
   SGLK_MARLIN_GEMM(dtype, type, u4_m16, kInt4, false, kTile16)                   \
   SGLK_MARLIN_GEMM(dtype, type, u4_m16_deep, kInt4, false, kTile16Deep)          \
   SGLK_MARLIN_GEMM(dtype, type, u4_m16_long, kInt4, false, kTile16Long)          \
   SGLK_MARLIN_GEMM(dtype, type, u4_m32, kInt4, false, kTile32)                   \
   SGLK_MARLIN_GEMM(dtype, type, u4_m32_deep, kInt4, false, kTile32Deep)          \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m32_group, kInt4, false, kTile32Group)        \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m32_long, kInt4, false, kTile32Long)          \
   SGLK_MARLIN_GEMM(dtype, type, u4_m64, kInt4, false, kTile64)                   \
   SGLK_MARLIN_GEMM(dtype, type, u4_m128, kInt4, false, kTile128)                 \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m128_long, kInt4, false, kTile128Long)        \
   SGLK_MARLIN_GEMM(dtype, type, u8_m16, kInt8, false, kTile16Byte)               \
   SGLK_MARLIN_GEMM(dtype, type, u8_m64, kInt8, false, kTile64Byte)               \
   SGLK_MARLIN_GEMM(dtype, type, fp8_m16, kFloat8, false, kTile16Byte)            \

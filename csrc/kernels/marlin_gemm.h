@@ -16,21 +16,25 @@ constexpr int kMaxStride = 1 << 24;  // of a, in elements: threads step by up to
 
 // The tile of a block: m tokens × kTileN columns. k_teams teams of warps share it and split its rows; a warp
 // has all tokens and `columns` columns. A team copies its units, of `steps` × 16 rows, into a ring of its
-// own. All of it fits 99 KB (sm_86, sm_89, sm_120), but for the "deep" ones.
+// own. All of it fits 99 KB (sm_86, sm_89, sm_120), but for the "deep" ones
+// and the "long" of 32 tokens and less.
 struct Tile {
   int m;
   int columns;  // 64, or 32
   int k_teams;
-  int steps;   // 2, 4 or 8
-  int stages;  // units of a team in the ring, the one in use among them
-  int batch;   // how many of a warp's sums of 16 columns × 8 tokens teams exchange between two barriers
+  int steps;      // 2, 4 or 8
+  int stages;     // units of a team in the ring, the one in use among them
+  int batch;      // how many of a warp's sums of 16 columns × 8 tokens teams exchange between two barriers
+  int group = 0;  // rows of all groups, of which there are several; 0: as they come
 
   SGLK_HOST_DEVICE constexpr int unit() const { return steps * 16; }
   SGLK_HOST_DEVICE constexpr int team_warps() const { return kTileN / columns; }
   SGLK_HOST_DEVICE constexpr int threads() const { return 32 * team_warps() * k_teams; }
   SGLK_HOST_DEVICE constexpr int weight_bytes(int bits) const { return unit() * kTileN * bits / 8; }
   SGLK_HOST_DEVICE constexpr int token_bytes() const { return m * unit() * 2; }
-  SGLK_HOST_DEVICE constexpr int groups() const { return unit() / kMinGroup; }  // of a unit at most
+  SGLK_HOST_DEVICE constexpr int groups() const {  // of a unit at most
+    return group == 0 ? unit() / kMinGroup : group < unit() ? unit() / group : 1;
+  }
   SGLK_HOST_DEVICE constexpr int scale_bytes() const { return groups() * kTileN * 2; }
   SGLK_HOST_DEVICE constexpr int zero_bytes() const { return groups() * kTileN / 2; }
   SGLK_HOST_DEVICE constexpr int unit_bytes(int bits) const {
@@ -45,13 +49,17 @@ struct Tile {
 // As they were fastest on an H200, 2026-11-28.
 constexpr Tile kTile8{8, 64, 4, 4, 2, 2};
 constexpr Tile kTile8Deep{8, 64, 4, 4, 3, 4};
+constexpr Tile kTile8Long{8, 64, 4, 8, 2, 4, 128};
 constexpr Tile kTile16{16, 64, 2, 4, 3, 8};
 constexpr Tile kTile16Deep{16, 64, 4, 4, 2, 8};
-constexpr Tile kTile16Long{16, 64, 4, 8, 2, 4};
+constexpr Tile kTile16Long{16, 64, 4, 8, 2, 4, 128};
 constexpr Tile kTile32{32, 32, 2, 4, 3, 4};
 constexpr Tile kTile32Deep{32, 32, 2, 8, 2, 4};
+constexpr Tile kTile32Group{32, 32, 2, 4, 3, 4, 128};
+constexpr Tile kTile32Long{32, 32, 2, 8, 3, 4, 128};
 constexpr Tile kTile64{64, 32, 2, 4, 2, 4};
 constexpr Tile kTile128{128, 32, 1, 4, 3, 1};
+constexpr Tile kTile128Long{128, 32, 1, 8, 2, 1, 128};
 constexpr Tile kTile16Byte{16, 64, 2, 2, 4, 4};  // for weights of 8 bits
 constexpr Tile kTile64Byte{64, 32, 2, 2, 3, 4};
 constexpr Tile kTile64Order{64, 64, 2, 4, 2, 8};  // for act-order, whose scales take registers

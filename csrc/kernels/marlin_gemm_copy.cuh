@@ -10,12 +10,13 @@ namespace sglk::marlin_gemm {
 enum class Weight { kInt4, kInt8, kFloat8 };
 
 template <class T_, Weight kWeight_, bool kIsActOrder_, int kTokens_, int kColumns_, int kTeams_, int kSteps_,
-          int kStages_, int kBatch_>
+          int kStages_, int kBatch_, int kGroup_>
 struct Config {
   using T = T_;
   static constexpr Weight kWeight = kWeight_;
   static constexpr bool kIsActOrder = kIsActOrder_;
-  static constexpr Tile kTile{kTokens_, kColumns_, kTeams_, kSteps_, kStages_, kBatch_};
+  static constexpr Tile kTile{kTokens_, kColumns_, kTeams_, kSteps_, kStages_, kBatch_, kGroup_};
+  static constexpr int kGroup = kGroup_, kPairs = kSteps_ / 2;  // pairs of steps in a unit
   static constexpr int kTokens = kTokens_, kTeams = kTeams_, kSteps = kSteps_, kStages = kStages_;
   static constexpr int kColumns = kColumns_, kBatch = kBatch_;
   static constexpr int kBits = kWeight == Weight::kInt4 ? 4 : 8;
@@ -52,6 +53,17 @@ __device__ __forceinline__ void team_barrier(int team) {
   named_barrier<C::kTeamThreads>(1 + team);
 }
 
+// As in Params, or what the kernel is for.
+template <class C>
+__device__ __forceinline__ bool has_one_group(const Params& p) {
+  return C::kGroup == 0 && p.groups == 1;
+}
+template <class C>
+__device__ __forceinline__ int group_shift(const Params& p) {
+  static_assert(C::kGroup == 0 || C::kGroup == 4 * kMinGroup);
+  return C::kGroup == 0 ? p.group_shift : 2;
+}
+
 // Where a thread stands, and its addresses in a slot of the ring.
 template <class C>
 struct Place {
@@ -85,15 +97,14 @@ struct Place {
     tokens = opaque(C::kTokenOffset + token_chunk<C::kSteps>(row, lane / 8 % 2));
     // Permuted per 64 columns, or per 32 where there is a single group.
     scales = opaque(C::kScaleOffset + tile * 128 +
-                    (p.groups > 1 ? lane / 4 * 16 + share * 8 : lane / 8 * 16 + share * 64));
+                    (has_one_group<C>(p) ? lane / 8 * 16 + share * 64 : lane / 4 * 16 + share * 8));
     zeros = opaque(C::kZeroOffset + (tile * 8 + lane / 4) * 4);
     copied_tokens = opaque(C::kTokenOffset + token_chunk<C::kSteps>(thread / kChunkRow, thread % kChunkRow));
 #pragma unroll
     for (int i = 0; i < kGroupCopies; ++i) {
       copied_group[i] = opaque(copies_scales(i) ? C::kScaleOffset + chunk(i) * 16
                                                 : C::kZeroOffset + (chunk(i) - kScaleChunks) * 16);
-      const bool has_row =
-          chunk(i) < kGroupChunks && group_row(i) < max(C::kTile.groups() >> p.group_shift, 1);
+      const bool has_row = chunk(i) < kGroupChunks && group_row(i) < max(C::kPairs >> group_shift<C>(p), 1);
       copies_group[i] = !C::kIsActOrder && has_row &&
                         (copies_scales(i) || (C::kWeight == Weight::kInt4 && p.zeros != nullptr));
     }
@@ -190,7 +201,7 @@ struct Walk {
     return place.copies_scales(i) ? p.n * 2 : p.n / 2;
   }
   __device__ __forceinline__ const char* group_at(const Params& p, const Place<C>& place, int i) const {
-    return group[i] + int64_t{unit * C::kTile.groups() >> p.group_shift} * group_bytes(p, place, i);
+    return group[i] + int64_t{unit * C::kPairs >> group_shift<C>(p)} * group_bytes(p, place, i);
   }
 
   // Starts the copies of a unit, if one is left: of its weights, of the rest, or of both.

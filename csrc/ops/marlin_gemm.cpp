@@ -121,16 +121,16 @@ struct Selection {
 };
 
 // m, n > 0; n, k of which check_sizes approves.
-Selection select(int64_t m, int64_t n, int64_t k, WeightType weight, bool is_act_order, int64_t path,
-                 const DeviceProperties& device) {
-  const Shape& shape = kShapes[choose_shape(m, n, k, weight, is_act_order, device.multiprocessors,
+Selection select(int64_t m, int64_t n, int64_t k, WeightType weight, bool is_act_order, int64_t group,
+                 int64_t path, const DeviceProperties& device) {
+  const Shape& shape = kShapes[choose_shape(m, n, k, weight, is_act_order, group, device.multiprocessors,
                                             device.shared_memory_per_block)];
   SGLK_CHECK(m <= INT_MAX && n <= INT_MAX / 32 && k <= 256 * 65535 && total_units(shape, m, n, k) <= INT_MAX,
              "%s: size_m, size_n, size_k: expected less than 2^31 units of tiles, got %ld, %ld, %ld", kOp, m,
              n, k);
   const bool is_sm90 = use_sm90_path(path, m, n, k, weight, is_act_order, device);
   return {is_sm90, is_sm90 ? choose_sm90(m, n, k, device.multiprocessors)
-                           : choose(m, n, k, weight, is_act_order, device.multiprocessors,
+                           : choose(m, n, k, weight, is_act_order, group, device.multiprocessors,
                                     device.shared_memory_per_block)};
 }
 
@@ -187,6 +187,7 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
   }
   const bool is_act_order = has_order && b_scales.size(0) > 1;
   const uint64_t group_size = check_groups(b_scales, size_k, is_act_order);
+  const int64_t group = b_scales.size(0) > 1 && !is_act_order ? group_size : 0;
   const bool has_bias = is_given(b_bias);
   if (has_bias) check_vector({kOp, "b_bias", *b_bias}, size_n, "size_n", a.dtype(), a);
   const Argument workspace_arg{kOp, "workspace", workspace};
@@ -197,7 +198,7 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
 
   const DeviceGuard guard(a.device());
   const DeviceProperties& device = device_properties(a.device().index);
-  const Selection selection = select(size_m, size_n, size_k, weight, is_act_order, path, device);
+  const Selection selection = select(size_m, size_n, size_k, weight, is_act_order, group, path, device);
   const auto& [is_sm90, choice] = selection;
   const Tile& tile = kShapes[choice.shape].tile;
   const Sm90Tile& sm90_tile = kSm90Shapes[is_sm90 ? choice.shape : 0].tile;
@@ -266,7 +267,7 @@ struct Plan {
 void make_plan(Plan& plan, int64_t m, int64_t n, int64_t k, const DeviceProperties& device) {
   SGLK_CHECK(m > 0 && n > 0, "%s: size_m, size_n: expected at least 1, got %ld, %ld", kOp, m, n);
   check_sizes(n, k);
-  const Selection selection = select(m, n, k, kUint4, false, kAuto, device);
+  const Selection selection = select(m, n, k, kUint4, false, 128, kAuto, device);
   const auto& [is_sm90, choice] = selection;
   std::snprintf(plan.kernel, sizeof plan.kernel, "%s", kernel_name(kernel_of(selection, kBf16)).c_str());
   plan.tile_tokens = is_sm90 ? kSm90Shapes[choice.shape].tile.tokens : kShapes[choice.shape].tile.m;

@@ -28,14 +28,15 @@ QWEN3_32B = ((10240, 5120), (5120, 8192), (51200, 5120), (5120, 25600))
     n=st.integers(1, 300).map(lambda x: 64 * x),
     k=st.integers(1, 200).map(lambda x: 128 * x),
     weight=st.integers(0, 2),
+    group=st.sampled_from([0, 32, 64, 128]),
     gpu_of_choice=GPUS,
 )
 def test_the_choice_fits(
-    native: Any, m: int, n: int, k: int, weight: int, gpu_of_choice: tuple[int, int]
+    native: Any, m: int, n: int, k: int, weight: int, group: int, gpu_of_choice: tuple[int, int]
 ) -> None:
     multiprocessors, shared_memory = gpu_of_choice
     shape, m_tiles, n_tiles, partition, blocks, shared, is_split = native.marlin_gemm.choose(
-        m, n, k, weight, False, multiprocessors, shared_memory
+        m, n, k, weight, False, group, multiprocessors, shared_memory
     )
     _, of_weight, is_act_order, tile_m, unit, shape_shared, _ = native.marlin_gemm.shapes[shape]
     assert (of_weight, is_act_order) == (weight, False)
@@ -114,33 +115,33 @@ def test_every_tile_is_numbered_once(native: Any, m_tiles: int, n_tiles: int) ->
 @pytest.mark.parametrize(("n", "k"), QWEN3_32B)
 @pytest.mark.parametrize("m", [1, 2, 4, 8, 16])
 def test_an_rtx_5090_is_kept_busy(native: Any, m: int, n: int, k: int) -> None:
-    choice = native.marlin_gemm.choose(m, n, k, 0, False, *RTX_5090)
+    choice = native.marlin_gemm.choose(m, n, k, 0, False, 128, *RTX_5090)
     assert native.marlin_gemm.shapes[choice[0]][0] == ("u4_m8" if m <= 8 else "u4_m16")
     assert choice[4] == 170
 
 
 @pytest.mark.parametrize(("m", "n", "k", "name"), [
-    (17, 10240, 5120, "u4_m32_deep"),
-    (32, 51200, 5120, "u4_m32_deep"),
-    (32, 256, 5120, "u4_m32"),
+    (17, 10240, 5120, "u4_m32_long"),
+    (32, 51200, 5120, "u4_m32_long"),
+    (32, 256, 5120, "u4_m32_group"),
     (64, 51200, 5120, "u4_m64"),
-    (128, 51200, 5120, "u4_m128"),
-    (128, 5120, 25600, "u4_m64"),  # a block's sixty units do not pay for the larger tile's sums
-    (256, 5120, 25600, "u4_m128"),
+    (128, 51200, 5120, "u4_m128_long"),
+    (128, 5120, 8192, "u4_m64"),  # a block's ten units do not pay for the larger tile's sums
+    (256, 5120, 25600, "u4_m128_long"),
     (65, 64, 128, "u4_m64"),
 ])  # fmt: skip
 def test_which_tile_is_taken(native: Any, m: int, n: int, k: int, name: str) -> None:
-    shape = native.marlin_gemm.choose(m, n, k, 0, False, *H200)[0]
+    shape = native.marlin_gemm.choose(m, n, k, 0, False, 128, *H200)[0]
     assert native.marlin_gemm.shapes[shape][0] == name
 
 
 def test_the_deeper_pipeline_is_for_long_ways_in_large_shared_memory(native: Any) -> None:
     def name(m: int, n: int, k: int, gpu: tuple[int, int]) -> str:
-        return str(native.marlin_gemm.shapes[native.marlin_gemm.choose(m, n, k, 0, False, *gpu)[0]][0])
+        return str(native.marlin_gemm.shapes[native.marlin_gemm.choose(m, n, k, 0, False, 128, *gpu)[0]][0])
 
-    assert name(1, 51200, 5120, H200) == "u4_m8_deep"
+    assert name(1, 51200, 5120, H200) == "u4_m8_long"
     assert name(1, 256, 5120, H200) == "u4_m8"
-    assert name(9, 10240, 5120, H200) == "u4_m16_deep"
+    assert name(9, 10240, 5120, H200) == "u4_m16_long"
     assert name(9, 256, 1024, H200) == "u4_m16"
     assert name(9, 51200, 5120, H200) == "u4_m16_long"
     assert name(9, 51200, 5120, RTX_5090) == "u4_m16"
@@ -257,8 +258,11 @@ def every_call(native: Any, op: str) -> Iterator[list[Any]]:
             if weight != 2:
                 yield arguments(weight, has_order=True, dtype=dtype)
         yield arguments(0, dtype=dtype, a_address=0x8002)
-        for m, n in ((1, 51200), (12, 10240), (12, 51200), (20, 51200), (200, 51200)):  # deeper, larger
-            yield arguments(0, m=m, n=n, k=5120, groups=40, dtype=dtype, path=GENERIC)
+        for m in (20, 50):  # groups of 128 rows have their own
+            yield arguments(0, m=m, groups=16, dtype=dtype, path=GENERIC)
+        for m, n in ((1, 51200), (12, 10240), (12, 51200), (20, 51200), (50, 51200), (200, 51200)):  # deeper
+            for groups in (40, 80):
+                yield arguments(0, m=m, n=n, k=5120, groups=groups, dtype=dtype, path=GENERIC)
         for m in (17, 33, 200):  # sm_90a has its own
             yield arguments(0, m=m, n=51200, k=5120, groups=40, dtype=dtype)
         yield arguments(0, m=33, dtype=dtype, a_address=0x8002)

@@ -20,18 +20,22 @@ struct Shape {
   Tile tile;
   int least = 0;  // units of a block from which it is faster than the one before
 };
-// The GEMM kernels of an element type, per sort of weights by rising tile, and `gather`. Of several with the
-// same tile the later have deeper pipelines. `least` as measured on an H200, 2026-11-28.
+// The GEMM kernels of an element type, per sort of weights by rising tile, and `gather`. Of several for as
+// many tokens the later have deeper pipelines. `least` as measured on an H200, 2026-11-28.
 constexpr Shape kShapes[] = {
     {"u4_m8", kUint4, false, kTile8},
-    {"u4_m8_deep", kUint4, false, kTile8Deep, 16},
+    {"u4_m8_deep", kUint4, false, kTile8Deep, 24},
+    {"u4_m8_long", kUint4, false, kTile8Long, 10},
     {"u4_m16", kUint4, false, kTile16},
     {"u4_m16_deep", kUint4, false, kTile16Deep, 8},
-    {"u4_m16_long", kUint4, false, kTile16Long, 20},
+    {"u4_m16_long", kUint4, false, kTile16Long, 10},
     {"u4_m32", kUint4, false, kTile32},
     {"u4_m32_deep", kUint4, false, kTile32Deep, 8},
+    {"u4_m32_group", kUint4, false, kTile32Group},
+    {"u4_m32_long", kUint4, false, kTile32Long, 8},
     {"u4_m64", kUint4, false, kTile64},
     {"u4_m128", kUint4, false, kTile128, 80},  // whose sums, 128 KB, take long to hand over
+    {"u4_m128_long", kUint4, false, kTile128Long, 20},
     {"u8_m16", kUint8, false, kTile16Byte},
     {"u8_m64", kUint8, false, kTile64Byte},
     {"fp8_m16", kFloat8, false, kTile16Byte},
@@ -71,14 +75,15 @@ inline int64_t total_units(const Shape& shape, int64_t m, int64_t n, int64_t k) 
   return (m + tile.m - 1) / tile.m * ((n + kTileN - 1) / kTileN) * (k / tile.unit() + kTileCost);
 }
 
-// The smallest tile that holds m rows, else the largest; of those that fit and that blocks have enough units
-// for.
-inline int choose_shape(int64_t m, int64_t n, int64_t k, WeightType weight, bool is_act_order,
+// The smallest tile that holds m rows, else the largest; of those that fit, that take groups of so many rows
+// (0: a single group, or act-order), and that blocks have enough units for.
+inline int choose_shape(int64_t m, int64_t n, int64_t k, WeightType weight, bool is_act_order, int64_t group,
                         int multiprocessors, int shared_memory) {
   int best = -1;
   for (int i = 0; i < kGather; ++i) {
     const auto& [name, of_weight, orders, tile, least] = kShapes[i];
-    if (of_weight != weight || orders != is_act_order || tile.shared_bytes(bits(weight)) > shared_memory ||
+    if (of_weight != weight || orders != is_act_order || (tile.group != 0 && tile.group != group) ||
+        tile.shared_bytes(bits(weight)) > shared_memory ||
         total_units(kShapes[i], m, n, k) < int64_t{least} * multiprocessors) {
       continue;
     }
@@ -111,9 +116,9 @@ inline Choice arrange(int shape, int64_t m, int64_t n, int64_t k, int multiproce
 }
 
 // shared_memory: bytes that a block may have. m, n, k > 0, n a multiple of 64, k of 128, total_units < 2^31.
-inline Choice choose(int64_t m, int64_t n, int64_t k, WeightType weight, bool is_act_order,
+inline Choice choose(int64_t m, int64_t n, int64_t k, WeightType weight, bool is_act_order, int64_t group,
                      int multiprocessors, int shared_memory) {
-  return arrange(choose_shape(m, n, k, weight, is_act_order, multiprocessors, shared_memory), m, n, k,
+  return arrange(choose_shape(m, n, k, weight, is_act_order, group, multiprocessors, shared_memory), m, n, k,
                  multiprocessors);
 }
 

@@ -316,10 +316,10 @@ void bind_marlin_gemm(py::module_ m) {
                                  is_gather ? kGatherThreads : s.tile.threads()));
   }
   m.attr("shapes") = shapes;
-  m.def("choose", [](int64_t rows, int64_t n, int64_t k, int weight, bool is_act_order, int multiprocessors,
-                     int shared_memory) {
-    const Choice c =
-        choose(rows, n, k, static_cast<WeightType>(weight), is_act_order, multiprocessors, shared_memory);
+  m.def("choose", [](int64_t rows, int64_t n, int64_t k, int weight, bool is_act_order, int64_t group,
+                     int multiprocessors, int shared_memory) {
+    const Choice c = choose(rows, n, k, static_cast<WeightType>(weight), is_act_order, group, multiprocessors,
+                            shared_memory);
     return py::make_tuple(c.shape, c.tiles.m, c.tiles.n, c.partition, c.partition.blocks, c.shared_bytes,
                           c.partition.is_split());
   });
