@@ -557,11 +557,12 @@ SGLK_MARLIN_DTYPE(bf16, sglk::bf16)
 SGLK_MARLIN_DTYPE(f16, sglk::f16)
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-#define SGLK_MARLIN_SM90(dtype, type, name, tile)                                                      \
-  extern "C" __global__ void __launch_bounds__(sglk::marlin_gemm::kSm90Threads, 1)                     \
-      marlin_gemm_sm90_##dtype##_##name(const __grid_constant__ sglk::marlin_gemm::Sm90Params p) {     \
-    sglk::marlin_gemm::sm90::run<sglk::marlin_gemm::sm90::Config<type, sglk::marlin_gemm::tile.tokens, \
-                                                                 sglk::marlin_gemm::tile.stages>>(p);  \
+#define SGLK_MARLIN_SM90(dtype, type, name, tile)                                                           \
+  extern "C" __global__ void __launch_bounds__(sglk::marlin_gemm::tile.threads(), 1)                        \
+      marlin_gemm_sm90_##dtype##_##name(const __grid_constant__ sglk::marlin_gemm::Sm90Params p) {          \
+    sglk::marlin_gemm::sm90::run<                                                                           \
+        sglk::marlin_gemm::sm90::Config<type, sglk::marlin_gemm::tile.tokens,                               \
+                                        sglk::marlin_gemm::tile.stages, sglk::marlin_gemm::tile.teams>>(p); \
   }
 
 #define SGLK_MARLIN_SM90_DTYPE(dtype, type)          \

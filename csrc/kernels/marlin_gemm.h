@@ -196,12 +196,14 @@ struct Params {
 constexpr int kSm90Unit = 128;    // rows
 constexpr int kSm90TileCost = 2;  // as kTileCost
 
-constexpr int kSm90Threads = 384;  // a warpgroup that copies, two that multiply
-
-// tokens × kTileN columns, in stages of a unit.
+// tokens × kTileN columns, in stages of a unit. `teams` of two warpgroups take turns with the units.
 struct Sm90Tile {
   int tokens;
-  int stages;
+  int stages;  // a multiple of `teams`
+  int teams;
+
+  SGLK_HOST_DEVICE constexpr int consumers() const { return 256 * teams; }      // threads that multiply
+  SGLK_HOST_DEVICE constexpr int threads() const { return 128 + consumers(); }  // and those that copy
 
   SGLK_HOST_DEVICE constexpr int token_bytes() const { return tokens * kSm90Unit * 2; }
   SGLK_HOST_DEVICE constexpr int weight_bytes() const { return kTileN * kSm90Unit / 2; }
@@ -213,12 +215,15 @@ struct Sm90Tile {
   SGLK_HOST_DEVICE constexpr int stage_bytes() const {  // a multiple of 1024, as the swizzle wants
     return (token_bytes() + weight_bytes() + scale_bytes() + zero_bytes() + 1023) / 1024 * 1024;
   }
-  SGLK_HOST_DEVICE constexpr int shared_bytes() const { return 1024 + stages * (stage_bytes() + 16); }
+  SGLK_HOST_DEVICE constexpr int sum_bytes() const { return (teams - 1) * tokens * kTileN * 4; }
+  SGLK_HOST_DEVICE constexpr int shared_bytes() const {
+    return 1024 + stages * (stage_bytes() + 16) + sum_bytes();
+  }
 };
 
-constexpr Sm90Tile kSm90Tile32{32, 8};
-constexpr Sm90Tile kSm90Tile64{64, 6};
-constexpr Sm90Tile kSm90Tile128{128, 4};
+constexpr Sm90Tile kSm90Tile32{32, 6, 2};
+constexpr Sm90Tile kSm90Tile64{64, 4, 2};
+constexpr Sm90Tile kSm90Tile128{128, 4, 1};
 
 // The blocks that share a tile add up their parts: up to `flat` at the first of them, more up a binary tree.
 // A block has children after it alone, so that it waits for blocks placed before it. Places count from the

@@ -5,10 +5,12 @@
 // are two words of each lane's four, so that no weight is made twice: one m64 product for each of the two.
 //
 //   block: `tokens` × 256 columns     warpgroup 0: a thread of each warp copies, by the copy engine
-//                                     warpgroups 1, 2: 128 columns each
+//                                     others: 128 columns each; two are a team
 //   unit: 128 rows                    two of [tokens, 64] swizzled · weights · scales · zero points
 //
-// While the products of half a unit run, the weights of the next half are made, into registers of their own.
+// Of 128 tokens there is one team: while the products of half a unit run, the weights of the next half are
+// made, into registers of their own. Of fewer, two teams take turns with the units, and one makes weights
+// while the other multiplies; each then adds up, and stores, half of the sums of both.
 // The work is shared as in marlin_gemm.cu, but that more than four parts of a tile, which are large,
 // are added up a tree.
 #pragma once
@@ -21,16 +23,20 @@
 
 namespace sglk::marlin_gemm::sm90 {
 
-constexpr int kProducers = 4;    // threads that copy, of as many warps
-constexpr int kConsumers = 256;  // threads that multiply
-constexpr int kSteps = 4;        // of k16 in half a unit
+constexpr int kProducers = 4;  // threads that copy, of as many warps
+constexpr int kUnitSteps = kSm90Unit / 16;
 
-template <class T_, int kTokens_, int kStages_>
+template <class T_, int kTokens_, int kStages_, int kTeams_>
 struct Config {
   using T = T_;
-  static constexpr int kTokens = kTokens_, kStages = kStages_;
-  static constexpr Sm90Tile kTile{kTokens, kStages};
+  static constexpr int kTokens = kTokens_, kStages = kStages_, kTeams = kTeams_;
+  static constexpr Sm90Tile kTile{kTokens, kStages, kTeams};
+  static constexpr int kConsumers = kTile.consumers();
   static constexpr bool kIsTight = kTokens == 128;  // sums and weights take nearly all registers
+  // Weights of so many steps of k16 are made at once, a multiple of two; of so many batches they are kept.
+  static constexpr int kSteps = kTeams == 1 ? 4 : 2, kBatches = kUnitSteps / kSteps;
+  static constexpr int kBuffers = kTeams == 2 && kTokens == 64 ? 1 : 2;
+  static constexpr int kOwn = 2 / kTeams;  // of a warp's two sums of 16 columns, those that a team gets
   static constexpr int kHalfTokens = kTile.token_bytes() / 2;
   static constexpr int kWeights = kTile.token_bytes();  // offsets in a stage
   static constexpr int kScales = kWeights + kTile.weight_bytes();
@@ -48,12 +54,16 @@ template <class C>
 struct Slot {
   int index = 0;
   uint32_t parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++index == C::kStages) index = 0, parity ^= 1;
+  __device__ __forceinline__ void advance(int by = 1) {
+    index += by;
+    if (index >= C::kStages) index -= C::kStages, parity ^= 1;
   }
 };
 
-__device__ __forceinline__ void consumer_barrier() { named_barrier<kConsumers>(1); }
+template <class C>
+__device__ __forceinline__ void consumer_barrier() {
+  named_barrier<C::kConsumers>(1);
+}
 
 // One thread of each warp: starts a quarter of all copies of the block. (One thread for all was too slow, and
 // so is what divides in the inner loop: 60 to 90 clocks a copy, more than the memory needs; H200,
@@ -137,8 +147,9 @@ struct RawGroup {
   uint32_t zeros;
 };
 
-// A lane's weights of half a unit.
-using Raw = uint2[kSteps];
+// A lane's weights of a batch.
+template <class C>
+using Raw = uint2[C::kSteps];
 
 // Where a lane reads in a stage.
 template <class C>
@@ -178,17 +189,17 @@ __device__ __forceinline__ RawGroup read_group(const Place<C>& place, uint32_t s
 template <class C>
 __device__ __forceinline__ void fill_zeros(const Ring& ring) {
   constexpr int kWords = C::kTile.zero_bytes() / 4;
-  for (int i = threadIdx.x; i < C::kStages * kWords; i += kSm90Threads) {
+  for (int i = threadIdx.x; i < C::kStages * kWords; i += C::kTile.threads()) {
     store_shared_word(ring.base + i / kWords * C::kTile.stage_bytes() + C::kZeros + i % kWords * 4,
                       0x88888888u);
   }
 }
 
 template <class C>
-__device__ __forceinline__ void read_words(Raw& raw, const Place<C>& place, uint32_t stage, int half) {
+__device__ __forceinline__ void read_words(Raw<C>& raw, const Place<C>& place, uint32_t stage, int batch) {
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-    raw[step] = load_shared_pair(stage + place.words + (half * kSteps + step) * (kTileN * 8));
+  for (int step = 0; step < C::kSteps; ++step) {
+    raw[step] = load_shared_pair(stage + place.words + (batch * C::kSteps + step) * (kTileN * 8));
   }
 }
 
@@ -209,7 +220,8 @@ __device__ __forceinline__ void unpack_group(Group& group, const RawGroup& raw, 
   }
 }
 
-using Weights = uint32_t[kSteps][2][4];  // A fragments of a lane's two words
+template <class C>
+using Weights = uint32_t[C::kSteps][2][4];  // A fragments of a lane's two words
 
 template <class T>
 __device__ __forceinline__ void make_weights(uint32_t (&w)[2][4], const uint2& raw, const Group& group) {
@@ -227,24 +239,63 @@ __device__ __forceinline__ void make_weights(uint32_t (&w)[2][4], const uint2& r
 // Of the warp's two times 16 columns, as [8 tokens][4], C fragments.
 template <class C>
 using Sums = float[2][C::kTokens / 2];
+// Those that a team gets, which are all if there is one team.
+template <class C>
+using OwnSums = float[C::kOwn][C::kTokens / 2];
+
+template <class C>
+__device__ __forceinline__ void add_teams(OwnSums<C>& own, const Sums<C>& sum, const Ring& ring, int team) {
+  if constexpr (C::kTeams == 1) {
+#pragma unroll
+    for (int b = 0; b < 2; ++b) {
+#pragma unroll
+      for (int i = 0; i < C::kTokens / 2; ++i) own[b][i] = sum[b][i];
+    }
+  } else {
+    constexpr int kChunks = C::kTokens / 8;
+    // [team that gets them][four sums][thread of a team], after the barriers of the ring
+    const uint32_t offset = ring.empty + C::kStages * 8 - shared_address(dynamic_shared());
+    float4* const shared =
+        reinterpret_cast<float4*>(dynamic_shared() + offset) + (opaque(threadIdx.x) - 128) % 256;
+    consumer_barrier<C>();  // what was there has been read
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      float other[4];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float x = sum[0][i * 4 + e], y = sum[1][i * 4 + e];
+        own[0][i * 4 + e] = team == 0 ? x : y;
+        other[e] = team == 0 ? y : x;
+      }
+      shared[((1 - team) * kChunks + i) * 256] = {other[0], other[1], other[2], other[3]};
+    }
+    consumer_barrier<C>();
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const float4 x = shared[(team * kChunks + i) * 256];
+      float* const to = own[0] + i * 4;
+      to[0] += x.x, to[1] += x.y, to[2] += x.z, to[3] += x.w;
+    }
+  }
+}
 
 // Where a thread's sums lie in a part: [half of the columns][16 columns of each warp][8 tokens][thread of a
 // warpgroup].
 template <class C>
-__device__ __forceinline__ float4* part_of(const Params& p, int block, int half) {
+__device__ __forceinline__ float4* part_of(const Params& p, int block, int half, int team) {
   return reinterpret_cast<float4*>(p.partial) + int64_t{block} * (C::kTokens * kTileN / 4) +
-         half * (C::kTokens / 4 * 128) + opaque(threadIdx.x) % 128;
+         half * (C::kTokens / 4 * 128) + team * C::kOwn * (C::kTokens / 8 * 128) + opaque(threadIdx.x) % 128;
 }
 
 template <class C>
-__device__ __forceinline__ void hand_over(const Params& p, const Sums<C>& sum, int block, int half,
-                                          int rows) {
-  float4* const part = part_of<C>(p, block, half);
+__device__ __forceinline__ void hand_over(const Params& p, const OwnSums<C>& sum, int block, int half,
+                                          int team, int rows) {
+  float4* const part = part_of<C>(p, block, half, team);
 #pragma unroll
   for (int j = 0; j < C::kTokens / 8; ++j) {
     if (j * 8 >= rows) break;
 #pragma unroll
-    for (int b = 0; b < 2; ++b) {
+    for (int b = 0; b < C::kOwn; ++b) {
       const float* const x = sum[b] + j * 4;
       __stcg(part + (b * (C::kTokens / 8) + j) * 128, float4{x[0], x[1], x[2], x[3]});
     }
@@ -254,38 +305,43 @@ __device__ __forceinline__ void hand_over(const Params& p, const Sums<C>& sum, i
 // Adds the parts of a block's children, of the `blocks` from `first` on that share a tile. Where it has all
 // others, it waits for them at once; up to 16 loads are on their way at once.
 template <class C>
-__device__ __forceinline__ void collect(const Params& p, Sums<C>& sum, int block, int first, int blocks,
-                                        int half, int rows) {
-  constexpr int kFlat = max_flat(C::kTokens), kParts = C::kTokens == 32 ? 2 : 1;
-  constexpr int kTokenTiles = C::kTokens == 32 ? 4 : 8;
+__device__ __forceinline__ void collect(const Params& p, OwnSums<C>& sum, int block, int first, int blocks,
+                                        int half, int team, int rows) {
+  constexpr int kFlat = max_flat(C::kTokens), kTokenTiles = C::kTokens == 32 ? 4 : 8;
+  constexpr int kParts = 16 / (kTokenTiles * C::kOwn);
   const bool is_flat = blocks <= kFlat;
   const auto wait = [&](int flags) {
     if (threadIdx.x == 128) {
       while ((load_acquire(p.arrivals + block) & flags) != flags) {
       }
     }
-    consumer_barrier();
+    consumer_barrier<C>();
   };
   if (is_flat && block == first) wait((1 << (blocks - 1)) - 1);
   int child = 0;
 #pragma unroll 1
   for (; child_of(block - first, child, blocks, kFlat) > 0; child += kParts) {
     if (!is_flat) {
-      const bool is_last = child_of(block - first, child + kParts - 1, blocks, kFlat) == 0;
-      wait((is_last ? 1 : (1 << kParts) - 1) << child);
+      int flags = 0;
+#pragma unroll
+      for (int i = 0; i < kParts; ++i) {
+        if (child_of(block - first, child + i, blocks, kFlat) > 0) flags |= 1 << (child + i);
+      }
+      wait(flags);
     }
 #pragma unroll
     for (int j = 0; j < C::kTokens / 8; j += kTokenTiles) {
-      float4 x[kParts][kTokenTiles][2] = {};
+      float4 x[kParts][kTokenTiles][C::kOwn] = {};
 #pragma unroll
       for (int i = 0; i < kParts; ++i) {
         const int place = child_of(block - first, child + i, blocks, kFlat);
-        const float4* const from = part_of<C>(p, first + place, half) + j * 128;
+        const float4* const from = part_of<C>(p, first + place, half, team) + j * 128;
 #pragma unroll
         for (int tile = 0; tile < kTokenTiles; ++tile) {
           if (place == 0 || (j + tile) * 8 >= rows) continue;
-          x[i][tile][0] = __ldcg(from + tile * 128);
-          x[i][tile][1] = __ldcg(from + (tile + C::kTokens / 8) * 128);
+#pragma unroll
+          for (int b = 0; b < C::kOwn; ++b)
+            x[i][tile][b] = __ldcg(from + (tile + b * (C::kTokens / 8)) * 128);
         }
       }
 #pragma unroll
@@ -293,7 +349,7 @@ __device__ __forceinline__ void collect(const Params& p, Sums<C>& sum, int block
 #pragma unroll
         for (int tile = 0; tile < kTokenTiles; ++tile) {
 #pragma unroll
-          for (int b = 0; b < 2; ++b) {
+          for (int b = 0; b < C::kOwn; ++b) {
             float* const to = sum[b] + (j + tile) * 4;
             const float4& y = x[i][tile][b];
             to[0] += y.x, to[1] += y.y, to[2] += y.z, to[3] += y.w;
@@ -307,12 +363,12 @@ __device__ __forceinline__ void collect(const Params& p, Sums<C>& sum, int block
   if (child > 0 && threadIdx.x == 128) p.arrivals[block] = 0;
 }
 
-// n0: of the warp.
+// n0: of the warp's own.
 template <class C>
-__device__ __forceinline__ void store_tile(const Params& p, const Sums<C>& sum, int m0, int n0, int lane) {
+__device__ __forceinline__ void store_tile(const Params& p, const OwnSums<C>& sum, int m0, int n0, int lane) {
   using T = typename C::T;
 #pragma unroll
-  for (int b = 0; b < 2; ++b) {
+  for (int b = 0; b < C::kOwn; ++b) {
     const int n = n0 + b * 16;
     if (n >= p.n) continue;
     const float bias[2] = {bias_at<T>(p, n + lane / 4), bias_at<T>(p, n + 8 + lane / 4)};
@@ -344,72 +400,85 @@ template <class C>
 __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int block, int begin, int last) {
   using T = typename C::T;
   // The broadcasts tell the compiler that a warp does not diverge on these.
-  const int column_half = __shfl_sync(0xffffffffu, threadIdx.x / 128 - 1, 0);
+  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128 - 1, 0);
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32 % 4, 0);
+  const int column_half = warpgroup % 2, team = C::kTeams == 1 ? 0 : warpgroup / 2;
   const Place<C> place(p, column_half, warp, threadIdx.x % 32);
   const int zero_shift = warp % 2 * 8;
   const auto release = [&](int slot) {
     if (elect_lane()) arrive(ring.empty + slot * 8);
   };
   wait_for_predecessor();
-  Slot<C> slot;
+  Slot<C> slot{team};
+  int turn = team;  // of the team: units from the next piece's first to its own first
   while (begin < last) {
     const int tile = p.partition.tile.divide(begin);
     const int tile_begin = tile * p.partition.tile.value, tile_end = tile_begin + p.partition.tile.value;
     const int end = min(last, tile_end);
     Sums<C> sum = {};
-    Weights w[2];
-    Raw raw;
+    Weights<C> w[C::kBuffers];
+    Raw<C> raw;
     RawGroup raw_group;
     Group group;
-    int done = -1;  // the slot whose products were committed last
+    int done = -1;  // the slot whose products were committed last, and may not be complete
     const auto open_unit = [&] {
       wait_barrier(ring.full + slot.index * 8, slot.parity);
       const uint32_t stage = ring.base + slot.index * C::kTile.stage_bytes();
       read_words<C>(raw, place, stage, 0);
       if (!C::kIsTight) raw_group = read_group<C>(place, stage, 0);
     };
-    open_unit();
+    int unit = begin + turn;
+    if (C::kTeams == 1 || unit < end) open_unit();
 #pragma unroll 1
-    for (int unit = begin; unit < end; ++unit) {
+    for (; unit < end; unit += C::kTeams) {
       const int current = slot.index;
       const uint32_t stage = ring.base + current * C::kTile.stage_bytes();
-      slot.advance();
+      slot.advance(C::kTeams);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int batch = 0; batch < C::kBatches; ++batch) {
+        auto& now = w[batch % C::kBuffers];
+        const bool is_last = batch + 1 == C::kBatches;
 #pragma unroll
-        for (int step = 0; step < kSteps; ++step) {
+        for (int step = 0; step < C::kSteps; ++step) {
           // A group begins every two steps, every four, or with the unit.
-          const int pair = half * 2 + step / 2;
-          if (step == 0 && half == 0 && !C::kIsTight) {
+          const int pair = (batch * C::kSteps + step) / 2;
+          if (step == 0 && batch == 0 && !C::kIsTight) {
             unpack_group<T>(group, raw_group, zero_shift);
-          } else if ((step == 0 && (C::kIsTight || place.group_shift < 2)) ||
-                     (step == 2 && place.group_shift == 0)) {
+          } else if ((step == 0 && pair % 2 == 0 && (C::kIsTight || place.group_shift < 2)) ||
+                     (step % 2 == 0 && pair % 2 == 1 && place.group_shift == 0)) {
             unpack_group<T>(group, read_group<C>(place, stage, pair >> place.group_shift), zero_shift);
           }
-          make_weights<T>(w[half][step], raw[step], group);
+          make_weights<T>(now[step], raw[step], group);
         }
-        if (!C::kIsTight && half == 0) read_words<C>(raw, place, stage, 1);
-        const uint64_t tokens = operand_descriptor(stage + half * C::kHalfTokens);
+        if (!C::kIsTight && !is_last) read_words<C>(raw, place, stage, batch + 1);
+        constexpr int kHalfBatches = C::kBatches / 2;
+        const uint64_t tokens = operand_descriptor(stage + batch / kHalfBatches * C::kHalfTokens) +
+                                batch % kHalfBatches * (C::kSteps * 2);
         open_products();
 #pragma unroll
-        for (int step = 0; step < kSteps; ++step) {
+        for (int step = 0; step < C::kSteps; ++step) {
 #pragma unroll
           for (int b = 0; b < 2; ++b) {
-            multiply_async<T, C::kTokens>(sum[b], w[half][step][b], tokens + step * 2);
+            multiply_async<T, C::kTokens>(sum[b], now[step][b], tokens + step * 2);
           }
         }
         commit_products();
-        if (C::kIsTight && half == 0) read_words<C>(raw, place, stage, 1);
-        if (half == 1 && unit + 1 < end) open_unit();
-        wait_products<1>();
-        if (half == 0 && done >= 0) release(done);
+        if (C::kIsTight && !is_last) read_words<C>(raw, place, stage, batch + 1);
+        if (is_last && unit + C::kTeams < end) open_unit();
+        wait_products<C::kBuffers - 1>();
+        if (C::kBuffers > 1 && batch == 0 && done >= 0) release(done);
+        if (C::kBuffers == 1 && is_last) release(current);
       }
       done = current;
     }
-    wait_products<0>();
-    release(done);
+    if (C::kBuffers > 1) {
+      wait_products<0>();
+      if (C::kTeams == 1 || done >= 0) release(done);
+    }
+    turn = unit - end;
 
+    OwnSums<C> own;
+    add_teams<C>(own, sum, ring, team);
     // Opaque: what is computed of it must not lie in registers during the products.
     const TileIndex index = p.tiles.at(opaque(tile));
     const int m0 = index.m * C::kTokens, n0 = index.n * kTileN + column_half * 128 + opaque(warp) * 32;
@@ -417,14 +486,14 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
     if (end - begin < p.partition.tile.value) {
       const int first = p.partition.block_of(tile_begin);
       place_in_tile = block - first, blocks = p.partition.block_of(tile_end - 1) - first + 1;
-      collect<C>(p, sum, block, first, blocks, column_half, p.m - m0);
+      collect<C>(p, own, block, first, blocks, column_half, team, p.m - m0);
     }
     if (place_in_tile == 0) {
-      store_tile<C>(p, sum, m0, n0, opaque(threadIdx.x) % 32);
+      store_tile<C>(p, own, m0, n0 + team * 16, opaque(threadIdx.x) % 32);
     } else {
-      hand_over<C>(p, sum, block, column_half, p.m - m0);
+      hand_over<C>(p, own, block, column_half, team, p.m - m0);
       const Parent parent = parent_of(place_in_tile, blocks, max_flat(C::kTokens));
-      consumer_barrier();
+      consumer_barrier<C>();
       if (threadIdx.x == 128)
         add_release(p.arrivals + block - place_in_tile + parent.place, 1 << parent.child);
     }
@@ -442,7 +511,7 @@ __device__ __forceinline__ void run(const Sm90Params& params) {
   if (threadIdx.x == 0) {
     for (int i = 0; i < C::kStages; ++i) {
       init_barrier(ring.full + i * 8, kProducers);
-      init_barrier(ring.empty + i * 8, kConsumers / 32);
+      init_barrier(ring.empty + i * 8, C::kConsumers / C::kTeams / 32);
     }
     fence_barriers();
   }
@@ -453,12 +522,12 @@ __device__ __forceinline__ void run(const Sm90Params& params) {
   const int block = gridDim.x - 1 - blockIdx.x;
   const int begin = p.partition.first(block), last = p.partition.first(block + 1);
   if (threadIdx.x < 128) {
-    give_up_registers<40>();
+    give_up_registers<C::kTeams == 1 ? 40 : 32>();
     if (threadIdx.x % 32 == 0) {
       produce<C>(params, ring, begin, last, __shfl_sync(1, static_cast<int>(threadIdx.x) / 32, 0));
     }
   } else {
-    take_registers<232>();
+    take_registers<C::kTeams == 1 ? 232 : 112>();
     consume<C>(p, ring, block, begin, last);
   }
 }

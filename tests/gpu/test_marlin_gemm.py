@@ -81,7 +81,7 @@ def test_many_blocks_share_a_tile(path: str, m: int) -> None:
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", HALVES, ids=name)
 @pytest.mark.parametrize("group_size", [64, 128])
-@pytest.mark.parametrize("m", [1, 16, 32, 400])
+@pytest.mark.parametrize("m", [1, 16, 32, 64, 400])
 @pytest.mark.parametrize("path", PATHS)
 def test_the_deeper_pipelines_and_the_largest_tile(
     path: str, m: int, group_size: int, dtype: torch.dtype

@@ -76,7 +76,7 @@ def max_threads(native: Any, family: str, index: int) -> int:
         "norm": lambda: module.shapes[index % len(module.shapes)][-1],
         "sampling": lambda: module.threads,
         "marlin_gemm": lambda: (
-            module.sm90_threads
+            module.sm90_shapes[(index - 2 * len(module.shapes)) % len(module.sm90_shapes)][-1]
             if "_sm90_" in module.kernel_name(index)
             else module.shapes[index % len(module.shapes)][-1]
         ),

@@ -157,7 +157,7 @@ def test_the_choice_of_sm_90a_fits(native: Any, m: int, n: int, k: int) -> None:
     shape, m_tiles, n_tiles, partition, blocks, shared, is_split = native.marlin_gemm.choose_sm90(
         m, n, k, H200[0]
     )
-    _, tokens, columns, shape_shared = native.marlin_gemm.sm90_shapes[shape]
+    _, tokens, columns, shape_shared, _ = native.marlin_gemm.sm90_shapes[shape]
     assert (m_tiles - 1) * tokens < m <= m_tiles * tokens
     assert (n_tiles - 1) * columns < n <= n_tiles * columns
     assert (partition.tiles, partition.tile_units) == (m_tiles * n_tiles, k // 128)
@@ -215,16 +215,11 @@ def test_a_block_has_children_in_its_last_tile_alone(
 def test_which_tile_sm_90a_takes(native: Any, m: int, n: int, k: int, name: str) -> None:
     shape = native.marlin_gemm.choose_sm90(m, n, k, H200[0])[0]
     assert native.marlin_gemm.sm90_shapes[shape][0] == name
-    assert native.marlin_gemm.prefers_sm90_path(m, n, k, H200[0])
-    assert not native.marlin_gemm.prefers_sm90_path(16, n, k, H200[0])
-
-
-def test_few_units_of_few_tokens_are_left_to_the_generic_path(native: Any) -> None:
-    assert not native.marlin_gemm.prefers_sm90_path(32, 5120, 8192, H200[0])
-    assert native.marlin_gemm.prefers_sm90_path(33, 5120, 8192, H200[0])
+    assert native.marlin_gemm.prefers_sm90_path(m)
 
 
 def test_who_has_the_path_of_sm_90a(native: Any) -> None:
+    assert not native.marlin_gemm.prefers_sm90_path(16)
     has_path = native.marlin_gemm.has_sm90_path
     assert has_path(90, 0, False)
     assert not any(has_path(capability, 0, False) for capability in (80, 89, 100, 120))

@@ -325,9 +325,9 @@ void bind_marlin_gemm(py::module_ m) {
   });
   py::list sm90_shapes;
   for (const Sm90Shape& s : kSm90Shapes)
-    sm90_shapes.append(py::make_tuple(s.name, s.tile.tokens, kTileN, s.tile.shared_bytes()));
+    sm90_shapes.append(
+        py::make_tuple(s.name, s.tile.tokens, kTileN, s.tile.shared_bytes(), s.tile.threads()));
   m.attr("sm90_shapes") = sm90_shapes;
-  m.attr("sm90_threads") = kSm90Threads;
   m.def("has_sm90_path", [](int compute_capability, int weight, bool is_act_order) {
     return has_sm90_path(compute_capability, static_cast<WeightType>(weight), is_act_order);
   });
