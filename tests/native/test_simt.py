@@ -1,6 +1,6 @@
-"""The kernels of marlin_gemm.cu run on the host, against double: what every GPU runs, and none is needed.
+"""The kernels of marlin_gemm run on the host, against double: what every GPU runs, and sm_90a's own.
 
-``simt`` stands for the GPU: its threads are fibers, and mma, ldmatrix, cp.async, barriers do what PTX says.
+``simt`` stands for the GPU: its threads are fibers, and mma, wgmma, cp.async, barriers do what PTX says.
 What it cannot show: races, what the compilers make of the source, and time.
 """
 
@@ -21,6 +21,7 @@ ORDERED = ("u4_act_order_m64", "u8_act_order_m64")
 OF_128 = (  # groups of 128 rows alone
     *("u4_m8_long", "u4_m16_long", "u4_m32_group", "u4_m32_long", "u4_m128_long"),
 )
+SM90_TILES = ("sm90_u4_m32", "sm90_u4_m64", "sm90_u4_m128")
 TILES = (
     *("u4_m8", "u4_m8_deep", "u4_m16", "u4_m16_deep", "u4_m32", "u4_m32_deep", "u4_m64", "u4_m128"),
     *("u8_m16", "u8_m64", "fp8_m16", "fp8_m64", *ORDERED, *OF_128),
@@ -28,8 +29,8 @@ TILES = (
 
 
 def build(folder: Path, edit: tuple[str, str, str] | None = None) -> Path:
-    """The program of product.cpp: the kernel's own files, but for simt's mma.cuh in place of theirs, and for
-    an edit: in a file, one text for another."""
+    """The program of product.cpp: the kernel's own files, but for simt's mma.cuh and wgmma.cuh in place of
+    theirs, and for an edit: in a file, one text for another."""
     (folder / "common").mkdir()
     kernels = CSRC / "kernels"
     links = {source.relative_to(kernels): source for source in kernels.glob("marlin_gemm*")}
@@ -69,15 +70,21 @@ def run(program: Path, *cases: tuple[str | int, ...]) -> None:
         assert process.returncode == 0, f"{case}: {said}"
 
 
+def kernel(tile: str, dtype: str) -> str:
+    path = "sm90_" if tile in SM90_TILES else ""
+    return f"marlin_gemm_{path}{dtype}_{tile.removeprefix(path)}"
+
+
 def test_every_kernel_is_run(native: Any) -> None:
     assert {shape[0] for shape in native.marlin_gemm.shapes} == {*TILES, "gather"}
+    assert {f"sm90_{shape[0]}" for shape in native.marlin_gemm.sm90_shapes} == {*SM90_TILES}
 
 
 @pytest.mark.parametrize(
     ("tile", "group"),
     [
         (tile, group)
-        for tile in TILES
+        for tile in (*TILES, *SM90_TILES)
         for group in ((128,) if tile in OF_128 else (0, 32, 64, 128))
         if group > 0 or tile not in ORDERED
     ],
@@ -87,21 +94,53 @@ def test_a_product(product: Path, tile: str, group: int) -> None:
     tokens = int(re.findall(r"_m(\d+)", tile)[0])
     run(
         product,
-        (f"marlin_gemm_bf16_{tile}", tokens + 1, 320, 640, group, int(tile.startswith("u4_m")), 5, 1),
-        (f"marlin_gemm_f16_{tile}", tokens // 2 + 1, 192, 384, group, 0, 2, 2),
+        (kernel(tile, "bf16"), tokens + 1, 320, 640, group, int("u4_m" in tile), 5, 1),
+        (kernel(tile, "f16"), tokens // 2 + 1, 192, 384, group, 0, 2, 2),
     )
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3, 7, 16])
-@pytest.mark.parametrize("tile", ["u4_m8", "u4_m16", "u4_m32"])
+@pytest.mark.parametrize("tile", ["u4_m8", "u4_m16", "u4_m32", *SM90_TILES])
 def test_however_many_blocks(product: Path, tile: str, blocks: int) -> None:
     """From one for all to many that share a tile."""
-    run(product, (f"marlin_gemm_bf16_{tile}", 3, 576, 1024, 128, 1, blocks, blocks))
+    run(product, (kernel(tile, "bf16"), 3, 576, 1024, 128, 1, blocks, blocks))
 
 
-def test_a_missing_wait_shows(tmp_path: Path) -> None:
-    """Where a GPU's copies are mostly there in time, these never are."""
-    waits = "wait_copies<C::kStages - 2>"
-    program = build(tmp_path, ("marlin_gemm_copy.cuh", waits, waits.replace("2", "1")))
+@pytest.mark.parametrize("blocks", [5, 16, 17, 30])
+@pytest.mark.parametrize("tile", SM90_TILES)
+def test_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -> None:
+    run(product, (kernel(tile, "f16"), 20, 256, 4096, 128, 0, blocks, 1))
+
+
+# Where a GPU's copies and products are mostly there in time, these never are.
+@pytest.mark.parametrize(("file", "old", "new", "case"), [
+    (
+        "marlin_gemm_copy.cuh",
+        "wait_copies<C::kStages - 2>",
+        "wait_copies<C::kStages - 1>",
+        ("marlin_gemm_bf16_u4_m8", 3, 320, 640, 128, 1, 4, 1),
+    ),
+    (
+        "marlin_gemm_sm90.cuh",  # weights are made anew while products still read them
+        "wait_products<C::kBuffers - 1>",
+        "wait_products<C::kBuffers>",
+        ("marlin_gemm_sm90_bf16_u4_m64", 50, 320, 640, 128, 1, 4, 1),
+    ),
+    (
+        "marlin_gemm_sm90.cuh",  # a stage is filled anew while products still read it
+        "batch == 0 && done >= 0) release(done);",
+        "batch == 0) release(current);",
+        ("marlin_gemm_sm90_bf16_u4_m128", 100, 320, 2048, 128, 1, 2, 1),
+    ),
+    (
+        "marlin_gemm_sm90.cuh",  # parts are added up before they are there
+        "flags |= 1 << (child + i);",
+        "flags |= 1 << child;",
+        ("marlin_gemm_sm90_bf16_u4_m32", 20, 256, 4096, 128, 1, 30, 1),
+    ),
+], ids=["copies", "products", "stages", "parts"])  # fmt: skip
+def test_a_missing_wait_shows(
+    tmp_path: Path, file: str, old: str, new: str, case: tuple[str | int, ...]
+) -> None:
     with pytest.raises(AssertionError, match="of the error allowed"):
-        run(program, ("marlin_gemm_bf16_u4_m8", 3, 320, 640, 128, 1, 4, 1))
+        run(build(tmp_path, (file, old, new)), case)

@@ -125,29 +125,33 @@ inline Choice choose(int64_t m, int64_t n, int64_t k, WeightType weight, bool is
 inline bool has_sm90_path(int compute_capability, WeightType weight, bool is_act_order) {
   return compute_capability == 90 && weight == kUint4 && !is_act_order;
 }
-// Of 24 and 32 tokens it was 1 to 23 % faster than the generic path, in layers of 1024² to 51200 × 5120; of 16
-// up to 36 % slower (H200, 2026-11-28).
+// Of 24 and 32 tokens it was 1 to 23 % faster than the generic path, in layers of 1024² to 51200 × 5120; of
+// 16 up to 36 % slower (H200, 2026-11-28).
 inline bool prefers_sm90_path(int64_t m) { return m > 16; }
 
+// The smallest tile that holds m; the largest where blocks have so many of its units that handing its sums
+// over, 128 KB a block, is little: with 19 units of a block twice as many tiles of 64 were faster, with 24
+// the same, with 30 slower (H200, 2026-11-27).
+inline int choose_sm90_shape(int64_t m, int64_t n, int64_t k, int multiprocessors) {
+  int shape = 0;
+  while (shape + 1 < kSm90ShapeCount && kSm90Shapes[shape].tile.tokens < m) ++shape;
+  const int64_t large = kSm90Shapes[kSm90ShapeCount - 1].tile.tokens;
+  const int64_t units = (m + large - 1) / large * ((n + kTileN - 1) / kTileN) * (k / kSm90Unit);
+  return shape + 1 == kSm90ShapeCount && units < int64_t{26} * multiprocessors ? shape - 1 : shape;
+}
+
+// What a kernel of kSm90Shapes is launched with.
+inline Choice arrange_sm90(int shape, int64_t m, int64_t n, int64_t k, int multiprocessors) {
+  const Sm90Tile& tile = kSm90Shapes[shape].tile;
+  const TileGrid tiles = TileGrid::of(static_cast<int>((m + tile.tokens - 1) / tile.tokens),
+                                      static_cast<int>((n + kTileN - 1) / kTileN));
+  const int tile_units = static_cast<int>(k / kSm90Unit);
+  return {shape, tiles, cut(tiles.tiles(), tile_units, kSm90TileCost, 1, multiprocessors),
+          tile.shared_bytes()};
+}
+
 inline Choice choose_sm90(int64_t m, int64_t n, int64_t k, int multiprocessors) {
-  Choice choice{};
-  // The smallest tile that holds m; the largest where blocks have so many of its units that handing its sums
-  // over, 128 KB a block, is little: with 19 units of a block twice as many tiles of 64 were faster, with 24
-  // the same, with 30 slower (H200, 2026-11-27).
-  const int64_t n_tiles = (n + kTileN - 1) / kTileN;
-  while (choice.shape + 1 < kSm90ShapeCount && kSm90Shapes[choice.shape].tile.tokens < m) ++choice.shape;
-  const Sm90Tile& large = kSm90Shapes[kSm90ShapeCount - 1].tile;
-  if (choice.shape + 1 == kSm90ShapeCount &&
-      (m + large.tokens - 1) / large.tokens * n_tiles * (k / kSm90Unit) < int64_t{26} * multiprocessors) {
-    --choice.shape;
-  }
-  const Sm90Tile& tile = kSm90Shapes[choice.shape].tile;
-  choice.tiles =
-      TileGrid::of(static_cast<int>((m + tile.tokens - 1) / tile.tokens), static_cast<int>(n_tiles));
-  choice.shared_bytes = tile.shared_bytes();
-  choice.partition =
-      cut(choice.tiles.tiles(), static_cast<int>(k / kSm90Unit), kSm90TileCost, 1, multiprocessors);
-  return choice;
+  return arrange_sm90(choose_sm90_shape(m, n, k, multiprocessors), m, n, k, multiprocessors);
 }
 
 inline int kernel_index(ElementType type, int shape) { return int{type} * kShapeCount + shape; }

@@ -1,4 +1,4 @@
-// One product by a kernel of marlin_gemm.cu on the GPU of simt.h, against double.
+// One product by a kernel of marlin_gemm.cu or marlin_gemm_sm90.cuh on the GPU of simt.h, against double.
 //
 // usage: product KERNEL M N K GROUP HAS_ZEROS MULTIPROCESSORS SEED
 //
@@ -13,6 +13,7 @@
 #include <random>
 #include <string>
 
+#define __CUDA_ARCH_FEAT_SM90_ALL
 #include "marlin_gemm.cu"
 #include "ops/heuristics/marlin_gemm.h"
 
@@ -106,10 +107,49 @@ double e4m3(int byte) {
   return byte < 128 ? size : -size;
 }
 
+// A kernel, and how it is launched.
+struct Kernel {
+  WeightType weight;
+  bool is_act_order;
+  int tokens;  // of a tile
+  int threads;
+  Choice choice;
+  std::function<void(const Params&)> run;
+};
+
+template <class Params>
+auto entry_point(const std::string& name) {
+  return reinterpret_cast<void (*)(Params)>(dlsym(RTLD_DEFAULT, name.c_str()));
+}
+
+Kernel generic_kernel(int index, const Problem& p) {
+  const Shape& shape = kShapes[index % kShapeCount];
+  return {shape.weight,
+          shape.is_act_order,
+          shape.tile.m,
+          shape.tile.threads(),
+          arrange(index % kShapeCount, p.m, p.n, p.k, p.multiprocessors),
+          entry_point<Params>(kernel_name(index))};
+}
+
+Kernel sm90_kernel(int index, const Problem& p) {
+  const int shape = (index - 2 * kShapeCount) % kSm90ShapeCount;
+  const Sm90Tile& tile = kSm90Shapes[shape].tile;
+  const auto run = [kernel = entry_point<Sm90Params>(kernel_name(index)), tile](const Params& params) {
+    static_assert(sizeof(sglk::BoxMap) <= sizeof(TokenMap));
+    const sglk::BoxMap map{static_cast<const char*>(params.a), params.a_stride * 2, params.m, params.k,
+                           tile.tokens};
+    Sm90Params all{{}, params};
+    std::memcpy(&all.tokens, &map, sizeof map);
+    kernel(all);
+  };
+  return {kUint4, false, tile.tokens, tile.threads(), arrange_sm90(shape, p.m, p.n, p.k, p.multiprocessors),
+          run};
+}
+
 template <class T>
-int check(int index, void (*kernel)(Params), const Problem& p) {
-  const Shape& shape = kShapes[index];
-  const int bit_count = bits(shape.weight);
+int check(const Kernel& kernel, const Problem& p) {
+  const int bit_count = bits(kernel.weight);
   std::mt19937 random(static_cast<unsigned>(p.seed));
   std::normal_distribution<float> normal;
   std::vector<std::uint8_t> q(at(p.k, 0, p.n));
@@ -117,10 +157,10 @@ int check(int index, void (*kernel)(Params), const Problem& p) {
   std::vector<T> a(at(p.m, 0, p.k)), scales(z.size()), out(at(p.m, 0, p.n));
   std::vector<int> group_of(static_cast<std::size_t>(p.k));
   const bool is_float8 =
-      shape.weight == kFloat8;  // whose scales are multiplied, see sgl_kernel.gptq_marlin_gemm
+      kernel.weight == kFloat8;  // whose scales are multiplied, see sgl_kernel.gptq_marlin_gemm
   const double factor = !is_float8 ? 1 : sglk::is_bf16<T> ? 0x1p120 : 0x1p8;
   for (int row = 0; row < p.k; ++row) {
-    group_of[static_cast<std::size_t>(row)] = shape.is_act_order
+    group_of[static_cast<std::size_t>(row)] = kernel.is_act_order
                                                   ? static_cast<int>(random() % unsigned(p.groups()))
                                               : p.group == 0 ? 0
                                                              : row / p.group;
@@ -132,19 +172,18 @@ int check(int index, void (*kernel)(Params), const Problem& p) {
     x = sglk::from_float<T>(static_cast<float>(factor * (0.001 + 0.01 * std::abs(double{normal(random)}))));
   }
 
-  const Tile& tile = shape.tile;
-  const Choice choice = arrange(index, p.m, p.n, p.k, p.multiprocessors);
+  const Choice& choice = kernel.choice;
   const int blocks = choice.partition.blocks;
   auto words = pack_weights(q, p.k, p.n, bit_count), zero_words = pack_zeros(z, p);
   auto permuted = permute_scales(scales, p);
-  std::vector<float> partial(at(blocks, 0, tile.m * kTileN), NAN);
+  std::vector<float> partial(at(blocks, 0, kernel.tokens * kTileN), NAN);
   std::vector<int> arrivals(static_cast<std::size_t>(blocks));
   Params params{};
   params.a = padded(a);
   params.weight = padded(words);
   params.scales = padded(permuted);
   params.zeros = p.has_zeros ? padded(zero_words) : nullptr;
-  params.g_idx = shape.is_act_order ? group_of.data() : nullptr;
+  params.g_idx = kernel.is_act_order ? group_of.data() : nullptr;
   params.out = out.data();
   params.partial = partial.data();
   params.arrivals = arrivals.data();
@@ -155,7 +194,7 @@ int check(int index, void (*kernel)(Params), const Problem& p) {
   params.group_shift = p.group == 0 ? 30 : std::countr_zero(static_cast<unsigned>(p.group / kMinGroup));
   params.tiles = choice.tiles;
   params.partition = choice.partition;
-  simt::run(blocks, tile.threads(), choice.shared_bytes, [&] { kernel(params); });
+  simt::run(blocks, kernel.threads, choice.shared_bytes, [&] { kernel.run(params); });
 
   const double epsilon = sglk::is_bf16<T> ? 0x1p-7 : 0x1p-10;
   double worst = 0;
@@ -187,12 +226,12 @@ int main(int, char** arguments) {
   const std::string name = arguments[1];
   const auto number = [&](int i) { return std::atoi(arguments[i]); };
   const Problem problem{number(2), number(3), number(4), number(5), number(6) != 0, number(7), number(8)};
-  for (int index = 0; index < 2 * kShapeCount; ++index) {
+  for (int index = 0; index < kKernelCount; ++index) {
     if (kernel_name(index) != name) continue;
-    const int shape = index % kShapeCount;
-    const auto kernel = reinterpret_cast<void (*)(Params)>(dlsym(RTLD_DEFAULT, name.c_str()));
-    return index < kShapeCount ? check<sglk::bf16>(shape, kernel, problem)
-                               : check<sglk::f16>(shape, kernel, problem);
+    const bool is_sm90 = index >= 2 * kShapeCount;
+    const Kernel kernel = is_sm90 ? sm90_kernel(index, problem) : generic_kernel(index, problem);
+    const bool is_bf16 = is_sm90 ? index < 2 * kShapeCount + kSm90ShapeCount : index < kShapeCount;
+    return is_bf16 ? check<sglk::bf16>(kernel, problem) : check<sglk::f16>(kernel, problem);
   }
   std::printf("%s: no such kernel\n", name.c_str());
   return 2;

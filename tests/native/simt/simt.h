@@ -1,9 +1,11 @@
 // A GPU of fibers, to run kernels of csrc on the host: every thread of a grid is a fiber, all blocks are
 // resident, and warps meet where they do something together. It knows what the kernels use of CUDA's
-// language; common/mma.cuh beside it stands for theirs.
+// language; common/mma.cuh and common/wgmma.cuh beside it stand for theirs.
 //
-// Strict where a GPU is lucky: a copy to shared memory is made as late as cp.async allows, so that a missing
-// wait shows; shared memory begins as 0xee, and an address beyond it or unaligned ends the process.
+// Strict where a GPU is lucky: from when a copy to shared memory begins its target is 0xee, and the copy is
+// made as late as may be, so that a missing wait shows, and a copy to what is still read; a block that waits
+// for another runs before it; shared memory begins as 0xee, and an address beyond it or unaligned ends the
+// process.
 #pragma once
 
 #include <ucontext.h>
@@ -16,6 +18,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <map>
 #include <utility>
 #include <vector>
 
@@ -30,6 +33,9 @@ struct float2 {
 };
 struct float4 {
   float x, y, z, w;
+};
+struct uint2 {
+  unsigned x, y;
 };
 struct uint4 {
   unsigned x, y, z, w;
@@ -49,16 +55,36 @@ struct Warp : Meeting {
   std::uint32_t in[32][6], out[32][4];  // of what its lanes do together
 };
 
+struct Copy {
+  std::uint32_t target;
+  const void* source;
+};
+
+// An mbarrier. What it waits for in the phase at hand: arrivals, and bytes that copies bring.
+struct PhaseBarrier {
+  int arrivals;
+  int left;
+  long bytes = 0;
+  unsigned parity = 0;
+  std::vector<std::function<void()>> copies;
+};
+
 struct Block {
   int index;
   std::vector<char> shared;
   std::vector<Warp> warps;
   Meeting barriers[16];
+  std::map<std::uint32_t, PhaseBarrier> phases;  // by address
 };
 
-struct Copy {
-  std::uint32_t target;
-  const void* source;
+struct Thread;
+
+// A thread's share of a wgmma. Its warp, of which 16 rows of a are, makes it.
+struct Product {
+  float* d;
+  const std::uint32_t* a;
+  std::uint64_t b;
+  void (*multiply)(const Thread* warp, std::size_t index);
 };
 
 struct Thread {
@@ -69,6 +95,8 @@ struct Thread {
   bool is_done = false;
   std::vector<Copy> open;                 // cp.async: not committed
   std::deque<std::vector<Copy>> pending;  // committed, not waited for
+  std::vector<Product> open_products;     // wgmma: not committed
+  std::deque<std::vector<Product>> pending_products;
 };
 
 struct Index {
@@ -137,11 +165,14 @@ inline void run(int blocks, int threads, int shared_bytes, const std::function<v
   }
   for (bool is_running = true; is_running;) {
     is_running = false;
-    for (Thread& thread : fibers) {
-      if (thread.is_done) continue;
-      is_running = true;
-      current = &thread;
-      swapcontext(&scheduler, &thread.context);
+    for (int block = blocks - 1; block >= 0; --block) {  // as they lie in the grid, waiters come last
+      for (int i = 0; i < threads; ++i) {
+        Thread& thread = fibers[static_cast<std::size_t>(block * threads + i)];
+        if (thread.is_done) continue;
+        is_running = true;
+        current = &thread;
+        swapcontext(&scheduler, &thread.context);
+      }
     }
   }
 }
@@ -167,11 +198,23 @@ inline void __stcg(float4* to, const float4& x) { *to = x; }
 inline void __syncwarp() {
   simt::meet(simt::warp(), 32, [] {});
 }
-inline unsigned __shfl_sync(unsigned, unsigned x, int source) {
+inline void __syncthreads() {
+  simt::Block& block = *simt::current->block;
+  simt::meet(block.barriers[0], static_cast<int>(block.warps.size()) * 32, [] {});
+}
+inline unsigned __shfl_sync(unsigned lanes, unsigned x, int source) {
   simt::Warp& warp = simt::warp();
   warp.in[simt::lane()][0] = x;
-  simt::meet(warp, 32, [&] {
+  simt::meet(warp, std::popcount(lanes), [&] {
     for (auto& out : warp.out) out[0] = warp.in[source][0];
+  });
+  return warp.out[simt::lane()][0];
+}
+inline unsigned __shfl_xor_sync(unsigned lanes, unsigned x, int distance) {
+  simt::Warp& warp = simt::warp();
+  warp.in[simt::lane()][0] = x;
+  simt::meet(warp, std::popcount(lanes), [&] {
+    for (int lane = 0; lane < 32; ++lane) warp.out[lane][0] = warp.in[lane ^ distance][0];
   });
   return warp.out[simt::lane()][0];
 }

@@ -29,6 +29,7 @@ inline int load_acquire(const int* counter) {
 
 inline void copy_async(uint32_t target, const void* source) {
   if (reinterpret_cast<uintptr_t>(source) % 16 != 0) simt::fail("cp.async from an unaligned address");
+  std::memset(simt::shared(target, 16), 0xee, 16);
   simt::current->open.push_back({target, source});
 }
 inline void prefetch_l2(const void*) {}
@@ -45,6 +46,16 @@ void wait_copies() {
 template <int kWords>
 void load_shared(uint32_t* words, uint32_t address) {
   std::memcpy(words, simt::shared(address, 4 * kWords), 4 * kWords);
+}
+inline uint4 load_shared(uint32_t address) {
+  uint4 x;
+  std::memcpy(&x, simt::shared(address, 16), 16);
+  return x;
+}
+inline uint2 load_shared_pair(uint32_t address) {
+  uint2 x;
+  std::memcpy(&x, simt::shared(address, 8), 8);
+  return x;
 }
 inline uint32_t load_shared_word(uint32_t address) {
   uint32_t x;

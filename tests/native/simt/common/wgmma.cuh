@@ -1,0 +1,162 @@
+// What csrc/kernels/common/wgmma.cuh offers, as PTX defines it, on the GPU of simt.h.
+#pragma once
+
+#include "common/types.cuh"
+#include "simt.h"
+
+namespace sglk {
+
+inline bool elect_lane() {
+  __syncwarp();
+  return simt::lane() == 0;
+}
+
+// --- mbarrier ---
+
+inline simt::PhaseBarrier& phase_barrier(uint32_t address) {
+  const auto found = simt::current->block->phases.find(address);
+  if (found == simt::current->block->phases.end()) simt::fail("no mbarrier here");
+  return found->second;
+}
+inline void complete_phase(simt::PhaseBarrier& barrier) {
+  if (barrier.left > 0 || barrier.bytes > 0) return;
+  barrier.left = barrier.arrivals;
+  barrier.parity ^= 1;
+}
+inline void init_barrier(uint32_t address, int arrivals) {
+  simt::shared(address, 8);
+  simt::current->block->phases[address] = {.arrivals = arrivals, .left = arrivals, .copies = {}};
+}
+inline void fence_barriers() {}
+inline void arrive_expect(uint32_t address, int bytes) {
+  simt::PhaseBarrier& barrier = phase_barrier(address);
+  barrier.bytes += bytes;
+  if (--barrier.left < 0) simt::fail("more arrivals than the mbarrier expects");
+  complete_phase(barrier);
+}
+inline void arrive(uint32_t address) { arrive_expect(address, 0); }
+// Makes the copies once nobody else is to arrive.
+inline void wait_barrier(uint32_t address, uint32_t parity) {
+  for (simt::PhaseBarrier& barrier = phase_barrier(address); barrier.parity == parity;) {
+    simt::yield();
+    if (barrier.parity != parity || barrier.left > 0) continue;
+    for (const auto& copy : std::exchange(barrier.copies, {})) copy();
+    complete_phase(barrier);
+  }
+}
+
+// --- copies ---
+
+inline void copy_bulk(uint32_t target, const void* source, int bytes, uint32_t barrier) {
+  if (bytes <= 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(source) % 16 != 0) {
+    simt::fail("a bulk copy of unaligned bytes");
+  }
+  for (int i = 0; i < bytes; i += 16) {
+    std::memset(simt::shared(target + static_cast<uint32_t>(i), 16), 0xee, 16);
+  }
+  simt::PhaseBarrier& phase = phase_barrier(barrier);
+  char* const to = simt::shared(target, 16);
+  phase.copies.emplace_back([&phase, to, source, bytes] {
+    std::memcpy(to, source, static_cast<std::size_t>(bytes));
+    phase.bytes -= bytes;
+  });
+}
+
+// The tensor map of a matrix of 16-bit elements, of which boxes are [rows, 64].
+struct BoxMap {
+  const char* data;
+  long row_bytes;
+  int rows, columns;
+  int box_rows;
+};
+
+// Where a byte lies under the swizzle of 128 bytes.
+inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
+
+// Elements beyond the matrix are zero.
+inline void copy_box(uint32_t target, const void* map, int x, int y, uint32_t barrier) {
+  const BoxMap& box = *static_cast<const BoxMap*>(map);
+  if (target % 1024 != 0) simt::fail("a box at an address that is no multiple of 1024");
+  simt::PhaseBarrier& phase = phase_barrier(barrier);
+  for (int row = 0; row < box.box_rows; ++row) {
+    for (int chunk = 0; chunk < 8; ++chunk) {
+      char* const to = simt::shared(swizzled(target + static_cast<uint32_t>(row * 128 + chunk * 16)), 16);
+      const bool is_within = y + row < box.rows && x + chunk * 8 < box.columns;
+      const char* const from = box.data + (y + row) * box.row_bytes + (x + chunk * 8) * 2;
+      std::memset(to, 0xee, 16);
+      phase.copies.emplace_back([=] {
+        if (is_within) {
+          std::memcpy(to, from, 16);
+        } else {
+          std::memset(to, 0, 16);
+        }
+      });
+    }
+  }
+  phase.copies.emplace_back([&phase, bytes = box.box_rows * 128] { phase.bytes -= bytes; });
+}
+inline void prefetch_map(const void*) {}
+
+// --- wgmma ---
+
+template <int>
+void give_up_registers() {}
+template <int>
+void take_registers() {}
+
+inline void open_products() {}
+inline void commit_products() {
+  simt::current->pending_products.push_back(std::exchange(simt::current->open_products, {}));
+}
+
+// The address, in 16 bytes.
+inline uint64_t operand_descriptor(uint32_t address) { return address / 16; }
+
+// Of the threads of a warp, whose registers are read where they lie.
+template <class T, int kN>
+void multiply(const simt::Thread* warp, std::size_t index) {
+  const auto product = [&](int lane) -> const simt::Product& {
+    return warp[lane].pending_products.front()[index];
+  };
+  float b[16][kN];
+  for (int k = 0; k < 16; ++k) {
+    for (int n = 0; n < kN; ++n) {
+      const auto address = static_cast<uint32_t>(product(0).b * 16) + static_cast<uint32_t>(n * 128 + k * 2);
+      T x;
+      std::memcpy(&x, simt::shared(swizzled(address), 2), 2);
+      b[k][n] = to_float(x);
+    }
+  }
+  for (int row = 0; row < 16; ++row) {
+    float a[16];
+    for (int k = 0; k < 16; ++k) {
+      const uint32_t word = product(row % 8 * 4 + k % 8 / 2).a[row / 8 + k / 8 * 2];
+      a[k] = to_float(std::bit_cast<T>(static_cast<uint16_t>(word >> k % 2 * 16)));
+    }
+    for (int n = 0; n < kN; ++n) {
+      float sum = 0.0f;
+      for (int k = 0; k < 16; ++k) sum += a[k] * b[k][n];
+      product(row % 8 * 4 + n % 8 / 2).d[n / 8 * 4 + row / 8 * 2 + n % 2] += sum;
+    }
+  }
+}
+
+template <class T, int kN>
+void multiply_async(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b) {
+  simt::current->open_products.push_back({d, a, b, multiply<T, kN>});
+}
+
+// Makes the products as late as may be: weights and tokens must be there until then.
+template <int kPending>
+void wait_products() {
+  simt::meet(simt::warp(), 32, [] {
+    simt::Thread* const warp = simt::current - simt::lane();
+    while (warp->pending_products.size() > kPending) {
+      const std::vector<simt::Product>& products = warp->pending_products.front();
+      for (std::size_t i = 0; i < products.size(); ++i) products[i].multiply(warp, i);
+      for (int lane = 0; lane < 32; ++lane) warp[lane].pending_products.pop_front();
+    }
+  });
+}
+
+}  // namespace sglk
