@@ -11,8 +11,7 @@
 // Of 128 tokens there is one team: while the products of half a unit run, the weights of the next half are
 // made, into registers of their own. Of fewer, two teams take turns with the units, and one makes weights
 // while the other multiplies; each then adds up, and stores, half of the sums of both.
-// The work is shared as in marlin_gemm.cu, but that more than four parts of a tile, which are large,
-// are added up a tree.
+// The work is shared as in marlin_gemm.cu, but that many parts of a tile are added up a tree (max_flat).
 #pragma once
 
 #include "common/dequantize.cuh"
@@ -279,8 +278,8 @@ __device__ __forceinline__ void add_teams(OwnSums<C>& own, const Sums<C>& sum, c
   }
 }
 
-// Where a thread's sums lie in a part: [half of the columns][16 columns of each warp][8 tokens][thread of a
-// warpgroup].
+// Where a thread's own sums lie in a part: [half of the columns][16 columns of each warp][8 tokens][thread of
+// a warpgroup].
 template <class C>
 __device__ __forceinline__ float4* part_of(const Params& p, int block, int half, int team) {
   return reinterpret_cast<float4*>(p.partial) + int64_t{block} * (C::kTokens * kTileN / 4) +

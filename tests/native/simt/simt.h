@@ -4,8 +4,8 @@
 //
 // Strict where a GPU is lucky: from when a copy to shared memory begins its target is 0xee, and the copy is
 // made as late as may be, so that a missing wait shows, and a copy to what is still read; a block that waits
-// for another runs before it; shared memory begins as 0xee, and an address beyond it or unaligned ends the
-// process.
+// for another runs before it; shared memory begins as 0xee. An address beyond it or unaligned ends the
+// process, and so does a wait of all threads for each other.
 #pragma once
 
 #include <ucontext.h>
@@ -107,6 +107,7 @@ inline Thread* current;
 inline ucontext_t scheduler;
 inline Index grid;
 inline const std::function<void()>* body;
+inline long events;  // what may end a wait
 
 inline void yield() { swapcontext(&current->context, &scheduler); }
 
@@ -123,6 +124,7 @@ void meet(Meeting& meeting, int count, Act act) {
     act();
     meeting.arrived = 0;
     ++meeting.round;
+    ++events;
   }
   while (meeting.round == round) yield();
 }
@@ -139,6 +141,7 @@ inline char* shared(std::uint32_t address, std::size_t bytes) {
 inline void run_body() {
   (*body)();
   current->is_done = true;
+  ++events;
 }
 
 // Runs a grid until every thread has returned.
@@ -163,7 +166,14 @@ inline void run(int blocks, int threads, int shared_bytes, const std::function<v
     thread.context.uc_link = &scheduler;
     makecontext(&thread.context, run_body, 0);
   }
+  long seen = 0;
+  int idle_rounds = 0;
   for (bool is_running = true; is_running;) {
+    if (std::exchange(seen, events) != events) idle_rounds = 0;
+    if (++idle_rounds > 100) {
+      std::printf("every thread waits\n");
+      std::exit(3);
+    }
     is_running = false;
     for (int block = blocks - 1; block >= 0; --block) {  // as they lie in the grid, waiters come last
       for (int i = 0; i < threads; ++i) {

@@ -21,7 +21,10 @@ void named_barrier(int id) {
   simt::meet(simt::current->block->barriers[id], kThreads, [] {});
 }
 
-inline void add_release(int* counter, int x) { *counter += x; }
+inline void add_release(int* counter, int x) {
+  *counter += x;
+  ++simt::events;
+}
 inline int load_acquire(const int* counter) {
   simt::yield();
   return *counter;

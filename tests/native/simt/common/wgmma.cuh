@@ -30,6 +30,7 @@ inline void init_barrier(uint32_t address, int arrivals) {
 inline void fence_barriers() {}
 inline void arrive_expect(uint32_t address, int bytes) {
   simt::PhaseBarrier& barrier = phase_barrier(address);
+  ++simt::events;
   barrier.bytes += bytes;
   if (--barrier.left < 0) simt::fail("more arrivals than the mbarrier expects");
   complete_phase(barrier);
@@ -40,7 +41,10 @@ inline void wait_barrier(uint32_t address, uint32_t parity) {
   for (simt::PhaseBarrier& barrier = phase_barrier(address); barrier.parity == parity;) {
     simt::yield();
     if (barrier.parity != parity || barrier.left > 0) continue;
-    for (const auto& copy : std::exchange(barrier.copies, {})) copy();
+    for (const auto& copy : std::exchange(barrier.copies, {})) {
+      copy();
+      ++simt::events;
+    }
     complete_phase(barrier);
   }
 }
