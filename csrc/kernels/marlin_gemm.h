@@ -16,8 +16,8 @@ constexpr int kMaxStride = 1 << 24;  // of a, in elements: threads step by up to
 
 // The tile of a block: m tokens × kTileN columns. k_teams teams of warps share it and split its rows; a warp
 // has all tokens and `columns` columns. A team copies its units, of `steps` × 16 rows, into a ring of its
-// own. All of it fits 99 KB (sm_86, sm_89, sm_120), but for the "deep" ones
-// and the "long" of 32 tokens and less.
+// own. All of it fits 99 KB (sm_86, sm_89, sm_120), but for the "deep" ones and the "long" of 32 tokens and
+// less.
 struct Tile {
   int m;
   int columns;  // 64, or 32
@@ -33,7 +33,7 @@ struct Tile {
   SGLK_HOST_DEVICE constexpr int weight_bytes(int bits) const { return unit() * kTileN * bits / 8; }
   SGLK_HOST_DEVICE constexpr int token_bytes() const { return m * unit() * 2; }
   SGLK_HOST_DEVICE constexpr int groups() const {  // of a unit at most
-    return group == 0 ? unit() / kMinGroup : group < unit() ? unit() / group : 1;
+    return group == 0 ? unit() / kMinGroup : (unit() + group - 1) / group;
   }
   SGLK_HOST_DEVICE constexpr int scale_bytes() const { return groups() * kTileN * 2; }
   SGLK_HOST_DEVICE constexpr int zero_bytes() const { return groups() * kTileN / 2; }
@@ -141,9 +141,8 @@ struct Partition {
     return p;
   }
 
-  SGLK_HOST_DEVICE constexpr bool is_split() const {
-    return !is_whole && blocks > 1;
-  }  // blocks share tiles, through memory
+  // Whether blocks share tiles, through memory.
+  SGLK_HOST_DEVICE constexpr bool is_split() const { return !is_whole && blocks > 1; }
   SGLK_HOST_DEVICE constexpr int length() const { return is_whole ? tiles : tiles * tile_cost.value; }
 
   // The first unit of a block; equal to the next block's if it has none. first(blocks) is the number of all.
