@@ -23,10 +23,9 @@
 // More warps of fewer columns hide each other's latencies (a scheduler needs four for that); a warp of more
 // tokens makes fewer weights for as many products.
 //
-// Few tokens (kScalesSums): sums of a group are scaled when the group ends. Up to eight bf16 tokens
-// (kFoldsZeros), Q enters as 128 + Q, as the bits come, and Σ (128 + Q) a − (128 + Z) Σ a takes the rest
-// away: exact in fp32 but for its rounding, far below a bf16 ulp of the terms. Many tokens: weights are
-// scaled, and rounded to the type of a.
+// Few tokens (kScalesSums): sums of a group are scaled when the group ends. Many tokens: weights are scaled,
+// and rounded to the type of a. In bf16, weights of 4 bits are 1/64 of what they are (dequantize.cuh), which
+// the last scaling makes good.
 //
 // A block owns a piece of the list of all tiles' units (marlin_gemm.h). What it has of a tile that an earlier
 // block began goes to `partial`; that block adds up all parts in the order of k.
@@ -93,11 +92,11 @@ __device__ __forceinline__ bool ends_group(int group_mask, int unit, int step) {
   return ((unit * C::kPairs + step / 2 + 1) & group_mask) == 0;
 }
 
-// What weights are scaled by: scale and magic + zero point of a lane's columns, each twice in 32 bits.
+// What weights are scaled by: scale and zero_offset of a lane's columns, each twice in 32 bits.
 template <class C>
 struct Group {
   uint32_t scale[2 * C::kColumnTiles];
-  uint32_t offset[2 * C::kColumnTiles];
+  ZeroOffset offset[2 * C::kColumnTiles];
 };
 
 template <class C>
@@ -107,9 +106,9 @@ __device__ __forceinline__ void unpack_group(Group<C>& group, const RawGroup<C>&
     group.scale[2 * j] = twice_low(raw.scales[j]);
     group.scale[2 * j + 1] = twice_high(raw.scales[j]);
     if constexpr (C::kWeight == Weight::kInt4) {
-      const uint32_t pair = nibbles<typename C::T>(raw.zeros >> (4 * j));
-      group.offset[2 * j] = twice_low(pair);
-      group.offset[2 * j + 1] = twice_high(pair);
+      const ZeroOffset pair = zero_offset<typename C::T>(raw.zeros >> (4 * j));
+      group.offset[2 * j] = {twice_low(pair.low), twice_low(pair.high)};
+      group.offset[2 * j + 1] = {twice_high(pair.low), twice_high(pair.high)};
     }
   }
 }
@@ -133,29 +132,23 @@ __device__ __forceinline__ void load_row_scales(const Params& p, RowScales& rows
 template <class C>
 using Words = uint32_t[C::kWords];
 
-// Part e of the A fragment of the 16 columns from 16u: column 16u + i + 8 (e % 2), rows of k from 8 (e / 2)
-// on. Of 4-bit weights the magic number stays.
-template <class C>
-__device__ __forceinline__ uint32_t raw_part(const Words<C>& words, int u, int e) {
-  using T = typename C::T;
-  if constexpr (C::kWeight == Weight::kInt4) {
-    return nibbles<T>(words[u] >> (e % 2 * 8 + e / 2 * 4));
-  } else {
-    const uint32_t x = words[2 * u + e % 2];
-    if constexpr (C::kWeight == Weight::kInt8)
-      return e < 2 ? centred_bytes<T, true>(x) : centred_bytes<T, false>(x);
-    return e < 2 ? float8_bytes<T, true>(x) : float8_bytes<T, false>(x);
-  }
-}
-
-// The same, less its zero point, and scaled where sums are not.
+// Part e of the A fragment of the 16 columns from 16u, column 16u + i + 8 (e % 2), rows of k from 8 (e / 2)
+// on: less its zero point, and scaled where sums are not.
 template <class C>
 __device__ __forceinline__ uint32_t weight_part(const Words<C>& words, const Group<C>& group, int u, int e) {
   using T = typename C::T;
   const int t = 2 * u + e % 2;
-  uint32_t w = raw_part<C>(words, u, e);
-  if constexpr (C::kWeight == Weight::kInt4 && !C::kFoldsZeros) {
-    w = subtract<T>(w, C::kIsActOrder ? nibbles<T>(0x00080008) : group.offset[t]);
+  uint32_t w;
+  if constexpr (C::kWeight == Weight::kInt4) {
+    const uint32_t x = words[u] >> (e % 2 * 8);
+    w = nibbles_less<T>(x, e >= 2, C::kIsActOrder ? zero_offset<T>(0x00080008) : group.offset[t]);
+  } else {
+    const uint32_t x = words[t];
+    if constexpr (C::kWeight == Weight::kInt8) {
+      w = e < 2 ? centred_bytes<T, true>(x) : centred_bytes<T, false>(x);
+    } else {
+      w = e < 2 ? float8_bytes<T, true>(x) : float8_bytes<T, false>(x);
+    }
   }
   if constexpr (!C::kScalesSums && !C::kIsActOrder) w = multiply<T>(w, group.scale[t]);
   return w;
@@ -164,8 +157,7 @@ __device__ __forceinline__ uint32_t weight_part(const Words<C>& words, const Gro
 template <class C>
 struct Accumulators {
   Sums<C> sum;
-  Sums<C> group;                    // of the group at hand, not scaled
-  float tokens[C::kTokenTiles][4];  // Σ a over the group at hand
+  Sums<C> group;  // of the group at hand, not scaled
 };
 
 // The tokens of a step of k16, B fragments.
@@ -216,11 +208,6 @@ __device__ __forceinline__ void multiply_step(const Params& p, Accumulators<C>& 
   using T = typename C::T;
   RowScales row_scales;
   if constexpr (C::kIsActOrder) load_row_scales(p, row_scales, k, scales, threadIdx.x % 32);
-  if constexpr (C::kFoldsZeros) {
-    constexpr uint32_t kOnes[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
-#pragma unroll
-    for (int j = 0; j < C::kTokenTiles; ++j) mma<T>(acc.tokens[j], kOnes, f.tokens[j][0], f.tokens[j][1]);
-  }
 #pragma unroll
   for (int u = 0; u < C::kColumnTiles; ++u) {
     uint32_t w[4];
@@ -243,30 +230,17 @@ __device__ __forceinline__ void multiply_step(const Params& p, Accumulators<C>& 
 // Adds the scaled sums of a group that ends to the sums.
 template <class C>
 __device__ __forceinline__ void close_group(Accumulators<C>& acc, const RawGroup<C>& raw) {
-  using T = typename C::T;
 #pragma unroll
   for (int u = 0; u < C::kColumnTiles; ++u) {
-    const float2 scale = to_floats<T>(raw.scales[u]);
-    float2 offset = {0.0f, 0.0f};
-    if constexpr (C::kFoldsZeros) {
-      const float2 zero = to_floats<T>(nibbles<T>(raw.zeros >> (4 * u)));
-      offset = {-zero.x * scale.x, -zero.y * scale.y};
-    }
+    const float2 scale = to_floats<typename C::T>(raw.scales[u]);
 #pragma unroll
     for (int j = 0; j < C::kTokenTiles; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        float x = acc.sum[u][j][e] + (e < 2 ? scale.x : scale.y) * acc.group[u][j][e];
-        if constexpr (C::kFoldsZeros) x += (e < 2 ? offset.x : offset.y) * acc.tokens[j][e % 2];
-        acc.sum[u][j][e] = x;
+        acc.sum[u][j][e] += (e < 2 ? scale.x : scale.y) * acc.group[u][j][e];
         acc.group[u][j][e] = 0.0f;
       }
     }
-  }
-#pragma unroll
-  for (int j = 0; j < C::kTokenTiles; ++j) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) acc.tokens[j][e] = 0.0f;
   }
 }
 
@@ -300,7 +274,7 @@ __device__ __forceinline__ void multiply_units(const Params& p, Accumulators<C>&
       if (step % 2 == 1) {
         closes = ends_group<C>(group_mask, unit, step) || (C::kScalesSums && is_last_step && units == 1);
       }
-      if constexpr (!C::kIsActOrder && !C::kFoldsZeros) {
+      if constexpr (!C::kIsActOrder) {
         if (step % 2 == 0 && opens) unpack_group<C>(group, load_group<C>(p, place, slot, row));
       }
       RawGroup<C> raw;
@@ -557,17 +531,19 @@ SGLK_MARLIN_DTYPE(bf16, sglk::bf16)
 SGLK_MARLIN_DTYPE(f16, sglk::f16)
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-#define SGLK_MARLIN_SM90(dtype, type, name, tile)                                                           \
-  extern "C" __global__ void __launch_bounds__(sglk::marlin_gemm::tile.threads(), 1)                        \
-      marlin_gemm_sm90_##dtype##_##name(const __grid_constant__ sglk::marlin_gemm::Sm90Params p) {          \
-    sglk::marlin_gemm::sm90::run<                                                                           \
-        sglk::marlin_gemm::sm90::Config<type, sglk::marlin_gemm::tile.tokens,                               \
-                                        sglk::marlin_gemm::tile.stages, sglk::marlin_gemm::tile.teams>>(p); \
+#define SGLK_MARLIN_SM90(dtype, type, name, tile)                                                            \
+  extern "C" __global__ void __launch_bounds__(sglk::marlin_gemm::tile.threads(), 1)                         \
+      marlin_gemm_sm90_##dtype##_##name(const __grid_constant__ sglk::marlin_gemm::Sm90Params p) {           \
+    sglk::marlin_gemm::sm90::run<sglk::marlin_gemm::sm90::Config<                                            \
+        type, sglk::marlin_gemm::tile.tokens, sglk::marlin_gemm::tile.stages, sglk::marlin_gemm::tile.teams, \
+        sglk::marlin_gemm::tile.group>>(p);                                                                  \
   }
 
-#define SGLK_MARLIN_SM90_DTYPE(dtype, type)          \
-  SGLK_MARLIN_SM90(dtype, type, u4_m32, kSm90Tile32) \
-  SGLK_MARLIN_SM90(dtype, type, u4_m64, kSm90Tile64) \
+#define SGLK_MARLIN_SM90_DTYPE(dtype, type)                     \
+  SGLK_MARLIN_SM90(dtype, type, u4_m16_group, kSm90Tile16Group) \
+  SGLK_MARLIN_SM90(dtype, type, u4_m32, kSm90Tile32)            \
+  SGLK_MARLIN_SM90(dtype, type, u4_m32_group, kSm90Tile32Group) \
+  SGLK_MARLIN_SM90(dtype, type, u4_m64, kSm90Tile64)            \
   SGLK_MARLIN_SM90(dtype, type, u4_m128, kSm90Tile128)
 
 SGLK_MARLIN_SM90_DTYPE(bf16, sglk::bf16)

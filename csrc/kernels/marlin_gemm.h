@@ -200,15 +200,16 @@ struct Sm90Tile {
   int tokens;
   int stages;  // a multiple of `teams`
   int teams;
+  int group = 0;  // rows of all groups, of which there are several: a unit's, or 0: as they come
 
   SGLK_HOST_DEVICE constexpr int consumers() const { return 256 * teams; }      // threads that multiply
   SGLK_HOST_DEVICE constexpr int threads() const { return 128 + consumers(); }  // and those that copy
 
   SGLK_HOST_DEVICE constexpr int token_bytes() const { return tokens * kSm90Unit * 2; }
   SGLK_HOST_DEVICE constexpr int weight_bytes() const { return kTileN * kSm90Unit / 2; }
-  SGLK_HOST_DEVICE constexpr int rows() const {
-    return kSm90Unit / kMinGroup;
-  }  // of scales of a unit at most
+  SGLK_HOST_DEVICE constexpr int rows() const {  // of scales of a unit at most
+    return group == 0 ? kSm90Unit / kMinGroup : 1;
+  }
   SGLK_HOST_DEVICE constexpr int scale_bytes() const { return rows() * kTileN * 2; }
   SGLK_HOST_DEVICE constexpr int zero_bytes() const { return rows() * kTileN / 2; }
   SGLK_HOST_DEVICE constexpr int stage_bytes() const {  // a multiple of 1024, as the swizzle wants
@@ -220,7 +221,9 @@ struct Sm90Tile {
   }
 };
 
+constexpr Sm90Tile kSm90Tile16Group{16, 8, 2, 128};
 constexpr Sm90Tile kSm90Tile32{32, 6, 2};
+constexpr Sm90Tile kSm90Tile32Group{32, 6, 2, 128};
 constexpr Sm90Tile kSm90Tile64{64, 4, 2};
 constexpr Sm90Tile kSm90Tile128{128, 4, 1};
 

@@ -10,7 +10,8 @@
 //
 // Of 128 tokens there is one team: while the products of half a unit run, the weights of the next half are
 // made, into registers of their own. Of fewer, two teams take turns with the units, and one makes weights
-// while the other multiplies; each then adds up, and stores, half of the sums of both.
+// while the other multiplies; each then adds up, and stores, half of the sums of both. Up to 32 tokens, where
+// a group is a unit (kScalesSums), weights are not scaled, but the sums of a group when it ends.
 // The work is shared as in marlin_gemm.cu, but that many parts of a tile are added up a tree (max_flat).
 #pragma once
 
@@ -25,16 +26,17 @@ namespace sglk::marlin_gemm::sm90 {
 constexpr int kProducers = 4;  // threads that copy, of as many warps
 constexpr int kUnitSteps = kSm90Unit / 16;
 
-template <class T_, int kTokens_, int kStages_, int kTeams_>
+template <class T_, int kTokens_, int kStages_, int kTeams_, int kGroup_>
 struct Config {
   using T = T_;
   static constexpr int kTokens = kTokens_, kStages = kStages_, kTeams = kTeams_;
-  static constexpr Sm90Tile kTile{kTokens, kStages, kTeams};
+  static constexpr Sm90Tile kTile{kTokens, kStages, kTeams, kGroup_};
   static constexpr int kConsumers = kTile.consumers();
   static constexpr bool kIsTight = kTokens == 128;  // sums and weights take nearly all registers
+  static constexpr bool kScalesSums = kGroup_ != 0;
   // Weights of so many steps of k16 are made at once, a multiple of two; of so many batches they are kept.
   static constexpr int kSteps = kTeams == 1 ? 4 : 2, kBatches = kUnitSteps / kSteps;
-  static constexpr int kBuffers = kTeams == 2 && kTokens == 64 ? 1 : 2;
+  static constexpr int kBuffers = kTeams == 1 ? 2 : 1;
   static constexpr int kOwn = 2 / kTeams;  // of a warp's two sums of 16 columns, those that a team gets
   static constexpr int kHalfTokens = kTile.token_bytes() / 2;
   static constexpr int kWeights = kTile.token_bytes();  // offsets in a stage
@@ -173,7 +175,7 @@ template <class C>
 __device__ __forceinline__ RawGroup read_group(const Place<C>& place, uint32_t stage, int row) {
   RawGroup raw;
   const uint32_t scales = stage + place.scales + row * (kTileN * 2);
-  if (place.groups > 1) {
+  if (C::kScalesSums || place.groups > 1) {
     raw.scales = load_shared_pair(scales);
   } else {
     const uint4 v = load_shared(scales);
@@ -202,10 +204,10 @@ __device__ __forceinline__ void read_words(Raw<C>& raw, const Place<C>& place, u
   }
 }
 
-// Scale and magic + zero point of a lane's four columns, each twice in 32 bits.
+// Scale and zero_offset of a lane's four columns, each twice in 32 bits.
 struct Group {
   uint32_t scale[4];
-  uint32_t offset[4];
+  ZeroOffset offset[4];
 };
 
 template <class T>
@@ -214,23 +216,25 @@ __device__ __forceinline__ void unpack_group(Group& group, const RawGroup& raw, 
   group.scale[2] = twice_low(raw.scales.y), group.scale[3] = twice_high(raw.scales.y);
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
-    const uint32_t pair = nibbles<T>(raw.zeros >> (shift + 4 * b));
-    group.offset[2 * b] = twice_low(pair), group.offset[2 * b + 1] = twice_high(pair);
+    const ZeroOffset pair = zero_offset<T>(raw.zeros >> (shift + 4 * b));
+    group.offset[2 * b] = {twice_low(pair.low), twice_low(pair.high)};
+    group.offset[2 * b + 1] = {twice_high(pair.low), twice_high(pair.high)};
   }
 }
 
 template <class C>
 using Weights = uint32_t[C::kSteps][2][4];  // A fragments of a lane's two words
 
-template <class T>
+template <class C>
 __device__ __forceinline__ void make_weights(uint32_t (&w)[2][4], const uint2& raw, const Group& group) {
+  using T = typename C::T;
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
     const uint32_t x = b == 0 ? raw.x : raw.y;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const uint32_t q = nibbles<T>(x >> (e % 2 * 8 + e / 2 * 4));
-      w[b][e] = multiply<T>(subtract<T>(q, group.offset[2 * b + e % 2]), group.scale[2 * b + e % 2]);
+      w[b][e] = nibbles_less<T>(x >> (e % 2 * 8), e >= 2, group.offset[2 * b + e % 2]);
+      if (!C::kScalesSums) w[b][e] = multiply<T>(w[b][e], group.scale[2 * b + e % 2]);
     }
   }
 }
@@ -238,6 +242,18 @@ __device__ __forceinline__ void make_weights(uint32_t (&w)[2][4], const uint2& r
 // Of the warp's two times 16 columns, as [8 tokens][4], C fragments.
 template <class C>
 using Sums = float[2][C::kTokens / 2];
+
+// Adds the sums of a group, scaled, to the sums.
+template <class C>
+__device__ __forceinline__ void close_group(Sums<C>& sum, const Sums<C>& group, const RawGroup& raw) {
+#pragma unroll
+  for (int b = 0; b < 2; ++b) {
+    const float2 scale = to_floats<typename C::T>(b == 0 ? raw.scales.x : raw.scales.y);
+#pragma unroll
+    for (int i = 0; i < C::kTokens / 2; ++i) sum[b][i] += (i % 4 < 2 ? scale.x : scale.y) * group[b][i];
+  }
+}
+
 // Those that a team gets, which are all if there is one team.
 template <class C>
 using OwnSums = float[C::kOwn][C::kTokens / 2];
@@ -306,7 +322,7 @@ __device__ __forceinline__ void hand_over(const Params& p, const OwnSums<C>& sum
 template <class C>
 __device__ __forceinline__ void collect(const Params& p, OwnSums<C>& sum, int block, int first, int blocks,
                                         int half, int team, int rows) {
-  constexpr int kFlat = max_flat(C::kTokens), kTokenTiles = C::kTokens == 32 ? 4 : 8;
+  constexpr int kFlat = max_flat(C::kTokens), kTokenTiles = C::kTokens < 64 ? C::kTokens / 8 : 8;
   constexpr int kParts = 16 / (kTokenTiles * C::kOwn);
   const bool is_flat = blocks <= kFlat;
   const auto wait = [&](int flags) {
@@ -376,8 +392,9 @@ __device__ __forceinline__ void store_tile(const Params& p, const OwnSums<C>& su
       const float* const x = sum[b] + j * 4;
       // Transposed, lane / 4 is the token; the lane has two neighbouring columns of the first eight, and two
       // of the last. Even and odd lanes swap so that each stores eight bytes.
-      uint32_t low = transpose(from_floats<T>(x[0] + bias[0], x[1] + bias[0]));
-      uint32_t high = transpose(from_floats<T>(x[2] + bias[1], x[3] + bias[1]));
+      constexpr float kScale = 1 / kIntegerUnit<T>;
+      uint32_t low = transpose(from_floats<T>(x[0] * kScale + bias[0], x[1] * kScale + bias[0]));
+      uint32_t high = transpose(from_floats<T>(x[2] * kScale + bias[1], x[3] * kScale + bias[1]));
       const bool is_odd = lane % 2;
       const uint32_t other = __shfl_xor_sync(0xffffffffu, is_odd ? low : high, 1);
       const uint2 four = is_odd ? uint2{other, high} : uint2{low, other};
@@ -414,7 +431,7 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
     const int tile = p.partition.tile.divide(begin);
     const int tile_begin = tile * p.partition.tile.value, tile_end = tile_begin + p.partition.tile.value;
     const int end = min(last, tile_end);
-    Sums<C> sum = {};
+    Sums<C> sum = {}, group_sum = {};
     Weights<C> w[C::kBuffers];
     Raw<C> raw;
     RawGroup raw_group;
@@ -443,11 +460,12 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
           const int pair = (batch * C::kSteps + step) / 2;
           if (step == 0 && batch == 0 && !C::kIsTight) {
             unpack_group<T>(group, raw_group, zero_shift);
-          } else if ((step == 0 && pair % 2 == 0 && (C::kIsTight || place.group_shift < 2)) ||
-                     (step % 2 == 0 && pair % 2 == 1 && place.group_shift == 0)) {
+          } else if (!C::kScalesSums &&
+                     ((step == 0 && pair % 2 == 0 && (C::kIsTight || place.group_shift < 2)) ||
+                      (step % 2 == 0 && pair % 2 == 1 && place.group_shift == 0))) {
             unpack_group<T>(group, read_group<C>(place, stage, pair >> place.group_shift), zero_shift);
           }
-          make_weights<T>(now[step], raw[step], group);
+          make_weights<C>(now[step], raw[step], group);
         }
         if (!C::kIsTight && !is_last) read_words<C>(raw, place, stage, batch + 1);
         constexpr int kHalfBatches = C::kBatches / 2;
@@ -458,21 +476,27 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
         for (int step = 0; step < C::kSteps; ++step) {
 #pragma unroll
           for (int b = 0; b < 2; ++b) {
-            multiply_async<T, C::kTokens>(sum[b], now[step][b], tokens + step * 2);
+            multiply_async<T, C::kTokens>(C::kScalesSums ? group_sum[b] : sum[b], now[step][b],
+                                          tokens + step * 2, !(C::kScalesSums && batch == 0 && step == 0));
           }
         }
         commit_products();
         if (C::kIsTight && !is_last) read_words<C>(raw, place, stage, batch + 1);
+        const RawGroup closing = raw_group;
         if (is_last && unit + C::kTeams < end) open_unit();
         wait_products<C::kBuffers - 1>();
-        if (C::kBuffers > 1 && batch == 0 && done >= 0) release(done);
-        if (C::kBuffers == 1 && is_last) release(current);
+        if (C::kBuffers > 1) {
+          if (batch == 0 && done >= 0) release(done);
+        } else if (is_last) {
+          if constexpr (C::kScalesSums) close_group<C>(sum, group_sum, closing);
+          release(current);
+        }
       }
       done = current;
     }
     if (C::kBuffers > 1) {
       wait_products<0>();
-      if (C::kTeams == 1 || done >= 0) release(done);
+      release(done);
     }
     turn = unit - end;
 

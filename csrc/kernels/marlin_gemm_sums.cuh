@@ -93,14 +93,14 @@ __device__ __forceinline__ void hand_over(const Params& p, const OwnSums<C>& sum
 }
 
 // Adds the parts of the blocks after this one, up to `last`. They were placed earlier, see `run`. Up to
-// eight loads are on their way at once: one by one they took most of the time.
+// eight loads are on their way at once, 16 of at most 16 tokens: one by one they took most of the time.
 template <class C>
 __device__ __forceinline__ void collect(const Params& p, OwnSums<C>& sum, const Place<C>& place, int block,
                                         int last, int rows) {
   constexpr int kMost =
       C::kTile.threads() == 512 ? 4 : 8;  // of one block: 512 threads have 128 registers each
   constexpr int kTokenTiles = C::kTokenTiles < kMost ? C::kTokenTiles : kMost;
-  constexpr int kBlocks = C::kTokenTiles < 8 ? 8 / C::kTokenTiles : 1;
+  constexpr int kBlocks = C::kTokens <= 16 ? 16 / kTokenTiles : C::kTokens == 32 ? 2 : 1;
   if (threadIdx.x == 0) {
     while (load_acquire(p.arrivals + block) < last - block) {
     }
@@ -157,7 +157,9 @@ __device__ __forceinline__ void store_tile(const Params& p, const OwnSums<C>& su
 #pragma unroll
       for (int j = 0; j < C::kTokenTiles; ++j) {
         // Transposed, lane / 4 is the token, and the lane has two neighbouring columns of it.
-        const uint32_t pair = transpose(from_floats<T>(sum[u][j][2 * h] + bias, sum[u][j][2 * h + 1] + bias));
+        const float* const x = sum[u][j] + 2 * h;
+        const uint32_t pair =
+            transpose(from_floats<T>(x[0] * (1 / C::kSumUnit) + bias, x[1] * (1 / C::kSumUnit) + bias));
         const int m = m0 + j * 8 + lane / 4;
         if (m < p.m) {
           T* const out = static_cast<T*>(p.out) + m * p.out_stride + n + lane % 4 * 2;

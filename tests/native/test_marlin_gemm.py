@@ -152,10 +152,11 @@ def test_the_deeper_pipeline_is_for_long_ways_in_large_shared_memory(native: Any
     m=st.integers(1, 300) | st.integers(1, 20_000),
     n=st.integers(1, 900).map(lambda x: 64 * x),
     k=st.integers(1, 200).map(lambda x: 128 * x),
+    group=st.sampled_from([0, 32, 128]),
 )
-def test_the_choice_of_sm_90a_fits(native: Any, m: int, n: int, k: int) -> None:
+def test_the_choice_of_sm_90a_fits(native: Any, m: int, n: int, k: int, group: int) -> None:
     shape, m_tiles, n_tiles, partition, blocks, shared, is_split = native.marlin_gemm.choose_sm90(
-        m, n, k, H200[0]
+        m, n, k, group, H200[0]
     )
     _, tokens, columns, shape_shared, _ = native.marlin_gemm.sm90_shapes[shape]
     assert (m_tiles - 1) * tokens < m <= m_tiles * tokens
@@ -205,21 +206,25 @@ def test_a_block_has_children_in_its_last_tile_alone(
             assert native.marlin_gemm.child_of(block - first, 0, sharers, flat) == 0
 
 
-@pytest.mark.parametrize(("m", "n", "k", "name"), [
-    (17, 10240, 5120, "u4_m32"),
-    (33, 51200, 5120, "u4_m64"),
-    (128, 51200, 5120, "u4_m128"),
-    (128, 5120, 8192, "u4_m64"),  # a block's ten units do not pay for the larger tile's sums
-    (4096, 5120, 8192, "u4_m128"),
+@pytest.mark.parametrize(("m", "n", "k", "group", "name"), [
+    (9, 10240, 5120, 128, "u4_m16_group"),
+    (17, 10240, 5120, 128, "u4_m32_group"),
+    (17, 10240, 5120, 64, "u4_m32"),
+    (32, 10240, 5120, 0, "u4_m32"),
+    (33, 51200, 5120, 128, "u4_m64"),
+    (128, 51200, 5120, 128, "u4_m128"),
+    (128, 5120, 8192, 128, "u4_m64"),  # a block's ten units do not pay for the larger tile's sums
+    (4096, 5120, 8192, 128, "u4_m128"),
 ])  # fmt: skip
-def test_which_tile_sm_90a_takes(native: Any, m: int, n: int, k: int, name: str) -> None:
-    shape = native.marlin_gemm.choose_sm90(m, n, k, H200[0])[0]
+def test_which_tile_sm_90a_takes(native: Any, m: int, n: int, k: int, group: int, name: str) -> None:
+    shape = native.marlin_gemm.choose_sm90(m, n, k, group, H200[0])[0]
     assert native.marlin_gemm.sm90_shapes[shape][0] == name
-    assert native.marlin_gemm.prefers_sm90_path(m)
+    assert native.marlin_gemm.prefers_sm90_path(m, group)
 
 
 def test_who_has_the_path_of_sm_90a(native: Any) -> None:
-    assert not native.marlin_gemm.prefers_sm90_path(16)
+    assert not native.marlin_gemm.prefers_sm90_path(8, 128)
+    assert not native.marlin_gemm.prefers_sm90_path(16, 64)
     has_path = native.marlin_gemm.has_sm90_path
     assert has_path(90, 0, False)
     assert not any(has_path(capability, 0, False) for capability in (80, 89, 100, 120))
@@ -258,8 +263,8 @@ def every_call(native: Any, op: str) -> Iterator[list[Any]]:
         for m, n in ((1, 51200), (12, 10240), (12, 51200), (20, 51200), (50, 51200), (200, 51200)):  # deeper
             for groups in (40, 80):
                 yield arguments(0, m=m, n=n, k=5120, groups=groups, dtype=dtype, path=GENERIC)
-        for m in (17, 33, 200):  # sm_90a has its own
-            yield arguments(0, m=m, n=51200, k=5120, groups=40, dtype=dtype)
+        for m, groups in ((9, 40), (17, 40), (17, 80), (33, 40), (200, 40)):  # sm_90a has its own
+            yield arguments(0, m=m, n=51200, k=5120, groups=groups, dtype=dtype)
         yield arguments(0, m=33, dtype=dtype, a_address=0x8002)
 
 

@@ -16,22 +16,25 @@ __device__ __forceinline__ uint32_t mask_or(uint32_t x, uint32_t mask, uint32_t 
 #endif
 }
 
+template <class T>
+constexpr bool is_bf16 = false;
+template <>
+constexpr bool is_bf16<bf16> = true;
+
 // Pairs of T in 32 bits.
 template <class T>
 struct Pair;
 
 template <>
 struct Pair<f16> {
-  static constexpr uint32_t kMagic = 0x64006400;  // 1024, whose last mantissa bit is 1
-  static constexpr int kFloat8Shift = 1;          // from e4m3 in the upper byte to fp16 scaled by 2^−8
+  static constexpr int kFloat8Shift = 1;  // from e4m3 in the upper byte to fp16 scaled by 2^−8
   static __device__ __forceinline__ __half2 value(uint32_t x) { return reinterpret_cast<__half2&>(x); }
   static __device__ __forceinline__ uint32_t bits(__half2 x) { return reinterpret_cast<uint32_t&>(x); }
 };
 
 template <>
 struct Pair<bf16> {
-  static constexpr uint32_t kMagic = 0x43004300;  // 128
-  static constexpr int kFloat8Shift = 4;          // to bf16 scaled by 2^−120
+  static constexpr int kFloat8Shift = 4;  // to bf16 scaled by 2^−120
   static __device__ __forceinline__ __nv_bfloat162 value(uint32_t x) {
     return reinterpret_cast<__nv_bfloat162&>(x);
   }
@@ -48,9 +51,9 @@ __device__ __forceinline__ uint32_t multiply(uint32_t x, uint32_t y) {
 }
 
 template <class T>
-constexpr bool is_bf16 = false;
-template <>
-constexpr bool is_bf16<bf16> = true;
+__device__ __forceinline__ uint32_t multiply_add(uint32_t x, uint32_t y, uint32_t z) {
+  return Pair<T>::bits(__hfma2(Pair<T>::value(x), Pair<T>::value(y), Pair<T>::value(z)));
+}
 
 template <class T>
 __device__ __forceinline__ float2 to_floats(uint32_t pair);
@@ -77,19 +80,56 @@ __device__ __forceinline__ uint32_t from_floats<f16>(float low, float high) {
 __device__ __forceinline__ uint32_t twice_low(uint32_t x) { return __byte_perm(x, x, 0x1010); }
 __device__ __forceinline__ uint32_t twice_high(uint32_t x) { return __byte_perm(x, x, 0x3232); }
 
-// kMagic plus the integers 0 … 15 in nibbles 0 and 4 of x. A zero point treated alike and subtracted leaves
-// q − z exactly.
+constexpr uint32_t kMagic = 0x64006400;  // a pair of fp16 1024, whose last mantissa bit is 1
+
+// --- integers of 4 bits, less a zero point ---
+//
+// They are taken as they lie, in nibbles 0 and 4 of a word or in 1 and 5 (is_high): a shift would cost the
+// ALU, which has most to do, as much as the mask. All is exact:
+//   bf16: what the mask leaves is subnormal, q · 2^−133 or 16 q · 2^−133. The largest powers of two that bf16
+//         has bring it to q / 64, and −z / 64 is added.
+//   fp16: 1024 + q, from which 1024 + z is taken, or (1024 + 16 q) / 16, from which 64 + z is.
+
+// What is made of the integer 1.
 template <class T>
-__device__ __forceinline__ uint32_t nibbles(uint32_t x) {
-  return mask_or(x, 0x000f000f, Pair<T>::kMagic);
+constexpr float kIntegerUnit = 1.0f;
+template <>
+constexpr float kIntegerUnit<bf16> = 1.0f / 64;
+
+// A pair of zero points, as it is taken from low and from high nibbles.
+struct ZeroOffset {
+  uint32_t low, high;
+};
+
+// Of the zero points in nibbles 0 and 4.
+template <class T>
+__device__ __forceinline__ ZeroOffset zero_offset(uint32_t x) {
+  if constexpr (is_bf16<T>) {
+    const uint32_t offset = multiply<T>(x & 0x000f000f, 0xff00ff00);  // · −2^127
+    return {offset, offset};
+  } else {
+    const uint32_t low = mask_or(x, 0x000f000f, kMagic);
+    return {low, subtract<T>(0x63806380, low)};  // 960 − (1024 + z)
+  }
+}
+
+template <class T>
+__device__ __forceinline__ uint32_t nibbles_less(uint32_t x, bool is_high, const ZeroOffset& offset) {
+  if constexpr (is_bf16<T>) {
+    return is_high ? multiply_add<T>(x & 0x00f000f0, 0x7d007d00, offset.high)  // · 2^123
+                   : multiply_add<T>(x & 0x000f000f, 0x7f007f00, offset.low);  // · 2^127
+  } else {
+    return is_high ? multiply_add<T>(mask_or(x, 0x00f000f0, kMagic), 0x2c002c00, offset.high)  // / 16
+                   : subtract<T>(mask_or(x, 0x000f000f, kMagic), offset.low);
+  }
 }
 
 // q − 128 of the bytes 0 and 2 (first) or 1 and 3 of a word. bf16 cannot hold 128 + 255: through fp32, where
 // 2^23 + q is exact; q − 128 has at most 8 significant bits, so its upper half is all of it.
 template <class T, bool kIsFirst>
 __device__ __forceinline__ uint32_t centred_bytes(uint32_t x) {
-  if constexpr (Pair<T>::kMagic == 0x64006400) {
-    return subtract<T>(mask_or(kIsFirst ? x : x >> 8, 0x00ff00ff, Pair<T>::kMagic), 0x64806480);
+  if constexpr (!is_bf16<T>) {
+    return subtract<T>(mask_or(kIsFirst ? x : x >> 8, 0x00ff00ff, kMagic), 0x64806480);
   } else {
     const float low = __uint_as_float(__byte_perm(x, 0x4b000000, kIsFirst ? 0x7650 : 0x7651)) - 8388736.0f;
     const float high = __uint_as_float(__byte_perm(x, 0x4b000000, kIsFirst ? 0x7652 : 0x7653)) - 8388736.0f;

@@ -91,11 +91,13 @@ __device__ __forceinline__ uint64_t operand_descriptor(uint32_t address) {
          uint64_t{1} << 62;
 }
 
-// d[64, kN] += a[64, 16] · b[kN, 16]ᵀ, a in registers (fragments of mma.m16n8k16, a warp has 16 rows), d as
-// the C fragments of kN / 8 such products.
+// d[64, kN] = a[64, 16] · b[kN, 16]ᵀ, plus d where it adds, a in registers (fragments of mma.m16n8k16, a warp
+// has 16 rows), d as the C fragments of kN / 8 such products.
 template <class T, int kN>
-__device__ __forceinline__ void multiply_async(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b);
+__device__ __forceinline__ void multiply_async(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b,
+                                               bool adds = true);
 
+#define SGLK_WGMMA_16_D "%0, %1, %2, %3, %4, %5, %6, %7"
 #define SGLK_WGMMA_32_D "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define SGLK_WGMMA_64_D                                                    \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
@@ -105,15 +107,6 @@ __device__ __forceinline__ void multiply_async(float (&d)[kN / 2], const uint32_
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define SGLK_WGMMA_256_D                                                                         \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "             \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "             \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "             \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
-  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
-  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
-  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 #define SGLK_D8(d, i)                                                                         \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
@@ -121,28 +114,25 @@ __device__ __forceinline__ void multiply_async(float (&d)[kN / 2], const uint32_
 #define SGLK_D16(d, i) SGLK_D8(d, i), SGLK_D8(d, i + 8)
 #define SGLK_D32(d, i) SGLK_D16(d, i), SGLK_D16(d, i + 16)
 #define SGLK_D64(d, i) SGLK_D32(d, i), SGLK_D32(d, i + 32)
-#define SGLK_D128(d, i) SGLK_D64(d, i), SGLK_D64(d, i + 64)
 
-#define SGLK_WGMMA(type, name, n, half, a0, a1, a2, a3, b)                                          \
-  template <>                                                                                       \
-  __device__ __forceinline__ void multiply_async<type, n>(float (&d)[half], const uint32_t (&a)[4], \
-                                                          uint64_t descriptor) {                    \
-    asm volatile(                                                                                   \
-        "{\n.reg .pred adds;\nsetp.ne.b32 adds, 1, 0;\n"                                            \
-        "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." #name "." #name " {" SGLK_WGMMA_##n##_D   \
-        "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b ", adds, 1, 1, 0;\n}"                   \
-        : SGLK_D##half(d, 0)                                                                        \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor));                             \
+#define SGLK_WGMMA(type, name, n, half, a0, a1, a2, a3, b, is_adding)                                      \
+  template <>                                                                                              \
+  __device__ __forceinline__ void multiply_async<type, n>(float (&d)[half], const uint32_t (&a)[4],        \
+                                                          uint64_t descriptor, bool adds) {                \
+    asm volatile("{\n.reg .pred adds;\nsetp.ne.b32 adds, %" #is_adding                                     \
+                 ", 0;\n"                                                                                  \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." #name "." #name " {" SGLK_WGMMA_##n##_D \
+                 "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b ", adds, 1, 1, 0;\n}"                 \
+                 : SGLK_D##half(d, 0)                                                                      \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "r"(int{adds}));           \
   }
-SGLK_WGMMA(bf16, bf16, 32, 16, 16, 17, 18, 19, 20)
-SGLK_WGMMA(f16, f16, 32, 16, 16, 17, 18, 19, 20)
-SGLK_WGMMA(bf16, bf16, 64, 32, 32, 33, 34, 35, 36)
-SGLK_WGMMA(f16, f16, 64, 32, 32, 33, 34, 35, 36)
-SGLK_WGMMA(bf16, bf16, 128, 64, 64, 65, 66, 67, 68)
-SGLK_WGMMA(f16, f16, 128, 64, 64, 65, 66, 67, 68)
-SGLK_WGMMA(bf16, bf16, 256, 128, 128, 129, 130, 131, 132)
-SGLK_WGMMA(f16, f16, 256, 128, 128, 129, 130, 131, 132)
+#define SGLK_WGMMA_TYPES(...) SGLK_WGMMA(bf16, bf16, __VA_ARGS__) SGLK_WGMMA(f16, f16, __VA_ARGS__)
+SGLK_WGMMA_TYPES(16, 8, 8, 9, 10, 11, 12, 13)
+SGLK_WGMMA_TYPES(32, 16, 16, 17, 18, 19, 20, 21)
+SGLK_WGMMA_TYPES(64, 32, 32, 33, 34, 35, 36, 37)
+SGLK_WGMMA_TYPES(128, 64, 64, 65, 66, 67, 68, 69)
 
+#undef SGLK_WGMMA_TYPES
 #undef SGLK_WGMMA
 
 }  // namespace sglk

@@ -53,7 +53,10 @@ struct Sm90Shape {
   Sm90Tile tile;
 };
 constexpr Sm90Shape kSm90Shapes[] = {
-    {"u4_m32", kSm90Tile32}, {"u4_m64", kSm90Tile64}, {"u4_m128", kSm90Tile128}};
+    {"u4_m16_group", kSm90Tile16Group}, {"u4_m32", kSm90Tile32},
+    {"u4_m32_group", kSm90Tile32Group}, {"u4_m64", kSm90Tile64},
+    {"u4_m128", kSm90Tile128},
+};
 constexpr int kSm90ShapeCount = std::size(kSm90Shapes);
 constexpr int kKernelCount = 2 * (kShapeCount + kSm90ShapeCount);
 
@@ -125,16 +128,24 @@ inline Choice choose(int64_t m, int64_t n, int64_t k, WeightType weight, bool is
 inline bool has_sm90_path(int compute_capability, WeightType weight, bool is_act_order) {
   return compute_capability == 90 && weight == kUint4 && !is_act_order;
 }
-// Of 24 and 32 tokens it was 1 to 23 % faster than the generic path, in layers of 1024² to 51200 × 5120; of
-// 16 up to 36 % slower (H200, 2026-11-28).
-inline bool prefers_sm90_path(int64_t m) { return m > 16; }
+// group: as in choose_shape. Of 24 and 32 tokens it was 1 to 23 % faster than the generic path, in layers of
+// 1024² to 51200 × 5120; of 9 to 16 with groups of 128 rows between 15 % faster and 6 % slower, as much
+// faster in most layers as slower in few, and 4 % faster where the GPU has lowered its clock (H200,
+// 2026-11-28).
+inline bool prefers_sm90_path(int64_t m, int64_t group) { return m > (group == 128 ? 8 : 16); }
 
-// The smallest tile that holds m; the largest where blocks have so many of its units that handing its sums
-// over, 128 KB a block, is little: with 19 units of a block twice as many tiles of 64 were faster, with 24
-// the same, with 30 slower (H200, 2026-11-27).
-inline int choose_sm90_shape(int64_t m, int64_t n, int64_t k, int multiprocessors) {
-  int shape = 0;
-  while (shape + 1 < kSm90ShapeCount && kSm90Shapes[shape].tile.tokens < m) ++shape;
+// The smallest tile that holds m, of two the one for groups of so many rows; the largest where blocks have so
+// many of its units that handing its sums over, 128 KB a block, is little: with 19 units of a block twice as
+// many tiles of 64 were faster, with 24 the same, with 30 slower (H200, 2026-11-27).
+inline int choose_sm90_shape(int64_t m, int64_t n, int64_t k, int64_t group, int multiprocessors) {
+  int shape = -1;
+  for (int i = 0; i < kSm90ShapeCount; ++i) {
+    const Sm90Tile& tile = kSm90Shapes[i].tile;
+    if (tile.group != 0 && tile.group != group) continue;
+    if (shape < 0 || kSm90Shapes[shape].tile.tokens < m || kSm90Shapes[shape].tile.tokens == tile.tokens) {
+      shape = i;
+    }
+  }
   const int64_t large = kSm90Shapes[kSm90ShapeCount - 1].tile.tokens;
   const int64_t units = (m + large - 1) / large * ((n + kTileN - 1) / kTileN) * (k / kSm90Unit);
   return shape + 1 == kSm90ShapeCount && units < int64_t{26} * multiprocessors ? shape - 1 : shape;
@@ -150,8 +161,8 @@ inline Choice arrange_sm90(int shape, int64_t m, int64_t n, int64_t k, int multi
           tile.shared_bytes()};
 }
 
-inline Choice choose_sm90(int64_t m, int64_t n, int64_t k, int multiprocessors) {
-  return arrange_sm90(choose_sm90_shape(m, n, k, multiprocessors), m, n, k, multiprocessors);
+inline Choice choose_sm90(int64_t m, int64_t n, int64_t k, int64_t group, int multiprocessors) {
+  return arrange_sm90(choose_sm90_shape(m, n, k, group, multiprocessors), m, n, k, multiprocessors);
 }
 
 inline int kernel_index(ElementType type, int shape) { return int{type} * kShapeCount + shape; }

@@ -331,8 +331,8 @@ void bind_marlin_gemm(py::module_ m) {
   m.def("has_sm90_path", [](int compute_capability, int weight, bool is_act_order) {
     return has_sm90_path(compute_capability, static_cast<WeightType>(weight), is_act_order);
   });
-  m.def("choose_sm90", [](int64_t rows, int64_t n, int64_t k, int multiprocessors) {
-    const Choice c = choose_sm90(rows, n, k, multiprocessors);
+  m.def("choose_sm90", [](int64_t rows, int64_t n, int64_t k, int64_t group, int multiprocessors) {
+    const Choice c = choose_sm90(rows, n, k, group, multiprocessors);
     return py::make_tuple(c.shape, c.tiles.m, c.tiles.n, c.partition, c.partition.blocks, c.shared_bytes,
                           c.partition.is_split());
   });

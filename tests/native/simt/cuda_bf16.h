@@ -23,6 +23,10 @@ inline __nv_bfloat162 __hsub2(__nv_bfloat162 a, __nv_bfloat162 b) {
   return __floats2bfloat162_rn(__bfloat162float(a.x) - __bfloat162float(b.x),
                                __bfloat162float(a.y) - __bfloat162float(b.y));
 }
+inline __nv_bfloat162 __hfma2(__nv_bfloat162 a, __nv_bfloat162 b, __nv_bfloat162 c) {
+  return __floats2bfloat162_rn(std::fma(__bfloat162float(a.x), __bfloat162float(b.x), __bfloat162float(c.x)),
+                               std::fma(__bfloat162float(a.y), __bfloat162float(b.y), __bfloat162float(c.y)));
+}
 inline __nv_bfloat162 __hmul2(__nv_bfloat162 a, __nv_bfloat162 b) {
   return __floats2bfloat162_rn(__bfloat162float(a.x) * __bfloat162float(b.x),
                                __bfloat162float(a.y) * __bfloat162float(b.y));

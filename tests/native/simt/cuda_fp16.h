@@ -38,6 +38,10 @@ inline float2 __half22float2(__half2 x) { return {__half2float(x.x), __half2floa
 inline __half2 __hsub2(__half2 a, __half2 b) {
   return __floats2half2_rn(__half2float(a.x) - __half2float(b.x), __half2float(a.y) - __half2float(b.y));
 }
+inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) {
+  return __floats2half2_rn(std::fma(__half2float(a.x), __half2float(b.x), __half2float(c.x)),
+                           std::fma(__half2float(a.y), __half2float(b.y), __half2float(c.y)));
+}
 inline __half2 __hmul2(__half2 a, __half2 b) {
   return __floats2half2_rn(__half2float(a.x) * __half2float(b.x), __half2float(a.y) * __half2float(b.y));
 }

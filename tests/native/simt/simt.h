@@ -84,6 +84,7 @@ struct Product {
   float* d;
   const std::uint32_t* a;
   std::uint64_t b;
+  bool adds;
   void (*multiply)(const Thread* warp, std::size_t index);
 };
 

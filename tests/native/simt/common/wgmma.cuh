@@ -140,14 +140,16 @@ void multiply(const simt::Thread* warp, std::size_t index) {
     for (int n = 0; n < kN; ++n) {
       float sum = 0.0f;
       for (int k = 0; k < 16; ++k) sum += a[k] * b[k][n];
-      product(row % 8 * 4 + n % 8 / 2).d[n / 8 * 4 + row / 8 * 2 + n % 2] += sum;
+      const simt::Product& to = product(row % 8 * 4 + n % 8 / 2);
+      float& d = to.d[n / 8 * 4 + row / 8 * 2 + n % 2];
+      d = to.adds ? d + sum : sum;
     }
   }
 }
 
 template <class T, int kN>
-void multiply_async(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b) {
-  simt::current->open_products.push_back({d, a, b, multiply<T, kN>});
+void multiply_async(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, bool adds = true) {
+  simt::current->open_products.push_back({d, a, b, adds, multiply<T, kN>});
 }
 
 // Makes the products as late as may be: weights and tokens must be there until then.
