@@ -207,7 +207,7 @@ def test_a_block_has_children_in_its_last_tile_alone(
 
 
 @pytest.mark.parametrize(("m", "n", "k", "group", "name"), [
-    (9, 10240, 5120, 128, "u4_m16_group"),
+    (9, 2560, 5120, 128, "u4_m16_group"),
     (17, 10240, 5120, 128, "u4_m32_group"),
     (17, 10240, 5120, 64, "u4_m32"),
     (32, 10240, 5120, 0, "u4_m32"),
@@ -219,12 +219,12 @@ def test_a_block_has_children_in_its_last_tile_alone(
 def test_which_tile_sm_90a_takes(native: Any, m: int, n: int, k: int, group: int, name: str) -> None:
     shape = native.marlin_gemm.choose_sm90(m, n, k, group, H200[0])[0]
     assert native.marlin_gemm.sm90_shapes[shape][0] == name
-    assert native.marlin_gemm.prefers_sm90_path(m, group)
+    assert native.marlin_gemm.prefers_sm90_path(m, n, k, group, H200[0])
 
 
 def test_who_has_the_path_of_sm_90a(native: Any) -> None:
-    assert not native.marlin_gemm.prefers_sm90_path(8, 128)
-    assert not native.marlin_gemm.prefers_sm90_path(16, 64)
+    for m, n, group in ((8, 2560, 128), (16, 2560, 64), (16, 10240, 128)):
+        assert not native.marlin_gemm.prefers_sm90_path(m, n, 5120, group, H200[0])
     has_path = native.marlin_gemm.has_sm90_path
     assert has_path(90, 0, False)
     assert not any(has_path(capability, 0, False) for capability in (80, 89, 100, 120))
@@ -263,7 +263,8 @@ def every_call(native: Any, op: str) -> Iterator[list[Any]]:
         for m, n in ((1, 51200), (12, 10240), (12, 51200), (20, 51200), (50, 51200), (200, 51200)):  # deeper
             for groups in (40, 80):
                 yield arguments(0, m=m, n=n, k=5120, groups=groups, dtype=dtype, path=GENERIC)
-        for m, groups in ((9, 40), (17, 40), (17, 80), (33, 40), (200, 40)):  # sm_90a has its own
+        yield arguments(0, m=9, dtype=dtype)  # sm_90a has its own
+        for m, groups in ((17, 40), (17, 80), (33, 40), (200, 40)):
             yield arguments(0, m=m, n=51200, k=5120, groups=groups, dtype=dtype)
         yield arguments(0, m=33, dtype=dtype, a_address=0x8002)
 
