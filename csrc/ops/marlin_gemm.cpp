@@ -102,13 +102,6 @@ TokenMap map_tokens(const Params& p, ElementType type, int tokens) {
   return map;
 }
 
-bool has_path_of_sm90(int64_t path, WeightType weight, bool is_act_order, const DeviceProperties& device) {
-  const bool has_path = SGLK_HAS_SM90A && has_sm90_path(device.compute_capability, weight, is_act_order);
-  SGLK_CHECK(path >= kAuto && path < kPaths && (path != kSm90 || has_path),
-             "%s: path: expected one that this GPU has for these weights, got %ld", kOp, path);
-  return has_path;
-}
-
 void check_sizes(int64_t n, int64_t k) {
   SGLK_CHECK(n >= 0 && n % 64 == 0, "%s: size_n: expected a multiple of 64, got %ld", kOp, n);
   SGLK_CHECK(k > 0 && k % 128 == 0, "%s: size_k: expected a positive multiple of 128, got %ld", kOp, k);
@@ -127,8 +120,10 @@ Selection select(int64_t m, int64_t n, int64_t k, WeightType weight, bool is_act
   SGLK_CHECK(m <= INT_MAX && n <= INT_MAX / 32 && k <= 256 * 65535 && total_units(shape, m, n, k) <= INT_MAX,
              "%s: size_m, size_n, size_k: expected less than 2^31 units of tiles, got %ld, %ld, %ld", kOp, m,
              n, k);
-  const bool has_path = has_path_of_sm90(path, weight, is_act_order, device);
-  const bool is_sm90 = path == kSm90 || (path == kAuto && has_path &&
+  const bool has_sm90 = SGLK_HAS_SM90A && has_sm90_path(device.compute_capability, weight, is_act_order);
+  SGLK_CHECK(path >= kAuto && path < kPaths && (path != kSm90 || has_sm90),
+             "%s: path: expected one that this GPU has for these weights, got %ld", kOp, path);
+  const bool is_sm90 = path == kSm90 || (path == kAuto && has_sm90 &&
                                          prefers_sm90_path(m, n, k, group, device.multiprocessors));
   return {is_sm90, is_sm90 ? choose_sm90(m, n, k, group, device.multiprocessors)
                            : choose(m, n, k, weight, is_act_order, group, device.multiprocessors,

@@ -86,8 +86,8 @@ constexpr uint32_t kMagic = 0x64006400;  // a pair of fp16 1024, whose last mant
 //
 // They are taken as they lie, in nibbles 0 and 4 of a word or in 1 and 5 (is_high): a shift would cost the
 // ALU, which has most to do, as much as the mask. All is exact:
-//   bf16: what the mask leaves is subnormal, q · 2^−133 or 16 q · 2^−133. The largest powers of two that bf16
-//         has bring it to q / 64, and −z / 64 is added.
+//   bf16: what the mask leaves is subnormal (PTX ISA, "fma": such numbers are supported), q · 2^−133 or
+//         16 q · 2^−133. The largest powers of two that bf16 has bring it to q / 64, and −z / 64 is added.
 //   fp16: 1024 + q, from which 1024 + z is taken, or (1024 + 16 q) / 16, from which 64 + z is.
 
 // What is made of the integer 1.
