@@ -16,17 +16,10 @@ namespace sglk {
 
 constexpr int kMaxThreads = 128;
 
-// 1 / x for x from 1 to 2, to one ulp.
-__device__ __forceinline__ float reciprocal(float x) {
-  float r;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
-  return r;
-}
-
-// x / (1 + e^−y), by e^−|y| ≤ 1: no divisor is so large that its reciprocal is flushed.
+// x / (1 + e^−y), by e^−|y| ≤ 1: the divisor is 1 to 2, so that no reciprocal is flushed.
 __device__ __forceinline__ float gate(float x, float y) {
   const float t = __expf(-fabsf(y));
-  return (y < 0.0f ? x * t : x) * reciprocal(1.0f + t);
+  return (y < 0.0f ? x * t : x) * __fdividef(1.0f, 1.0f + t);
 }
 
 // erfc(z) for z ≥ 0 with a relative error of 1.2e-7 (Press et al., Numerical Recipes, §6.2, erfcc): a third

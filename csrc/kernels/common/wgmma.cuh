@@ -95,7 +95,7 @@ __device__ __forceinline__ uint64_t operand_descriptor(uint32_t address) {
 // has 16 rows), d as the C fragments of kN / 8 such products.
 template <class T, int kN>
 __device__ __forceinline__ void multiply_async(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b,
-                                               bool adds = true);
+                                               bool adds);
 
 #define SGLK_WGMMA_16_D "%0, %1, %2, %3, %4, %5, %6, %7"
 #define SGLK_WGMMA_32_D "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"

@@ -148,7 +148,7 @@ void multiply(const simt::Thread* warp, std::size_t index) {
 }
 
 template <class T, int kN>
-void multiply_async(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, bool adds = true) {
+void multiply_async(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, bool adds) {
   simt::current->open_products.push_back({d, a, b, adds, multiply<T, kN>});
 }
 
