@@ -24,8 +24,8 @@
 // tokens makes fewer weights for as many products.
 //
 // Few tokens (kScalesSums): sums of a group are scaled when the group ends. Many tokens: weights are scaled,
-// and rounded to the type of a. In bf16, weights of 4 bits are 1/64 of what they are (dequantize.cuh), which
-// the last scaling makes good.
+// and rounded to the type of a. In bf16, weights of 4 bits are 1/64 of what they are (dequantize.cuh), or
+// with up to 16 tokens (kIsRaw) nibbles as they lie there, which the last scaling makes good.
 //
 // A block owns a piece of the list of all tiles' units (marlin_gemm.h). What it has of a tile that an earlier
 // block began goes to `partial`; that block adds up all parts in the order of k.
@@ -138,6 +138,7 @@ template <class C>
 __device__ __forceinline__ uint32_t weight_part(const Words<C>& words, const Group<C>& group, int u, int e) {
   using T = typename C::T;
   const int t = 2 * u + e % 2;
+  if constexpr (C::kIsRaw) return raw_nibbles(words[u] >> (e % 2 * 8), e >= 2);
   uint32_t w;
   if constexpr (C::kWeight == Weight::kInt4) {
     const uint32_t x = words[u] >> (e % 2 * 8);
@@ -157,7 +158,8 @@ __device__ __forceinline__ uint32_t weight_part(const Words<C>& words, const Gro
 template <class C>
 struct Accumulators {
   Sums<C> sum;
-  Sums<C> group;  // of the group at hand, not scaled
+  Sums<C> group;                    // of the group at hand, not scaled
+  float tokens[C::kTokenTiles][4];  // kIsRaw: the sums of its tokens, see multiply_step
 };
 
 // The tokens of a step of k16, B fragments.
@@ -208,6 +210,14 @@ __device__ __forceinline__ void multiply_step(const Params& p, Accumulators<C>& 
   using T = typename C::T;
   RowScales row_scales;
   if constexpr (C::kIsActOrder) load_row_scales(p, row_scales, k, scales, threadIdx.x % 32);
+  Tokens<C> tokens;
+#pragma unroll
+  for (int j = 0; j < C::kTokenTiles; ++j) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      tokens[j][h] = C::kIsRaw ? multiply<T>(f.tokens[j][h], kRawScale[h]) : f.tokens[j][h];
+    }
+  }
 #pragma unroll
   for (int u = 0; u < C::kColumnTiles; ++u) {
     uint32_t w[4];
@@ -222,23 +232,46 @@ __device__ __forceinline__ void multiply_step(const Params& p, Accumulators<C>& 
     }
 #pragma unroll
     for (int j = 0; j < C::kTokenTiles; ++j) {
-      mma<T>(C::kScalesSums ? acc.group[u][j] : acc.sum[u][j], w, f.tokens[j][0], f.tokens[j][1]);
+      mma<T>(C::kScalesSums ? acc.group[u][j] : acc.sum[u][j], w, tokens[j][0], tokens[j][1]);
     }
+  }
+  if constexpr (C::kIsRaw) {
+    // The B fragment of 8 tokens is an A fragment, whose rows are their first eight k, and then the others.
+#pragma unroll
+    for (int j = 0; j < C::kTokenTiles; ++j) mma(acc.tokens[j], tokens[j], kRaw64);
   }
 }
 
 // Adds the scaled sums of a group that ends to the sums.
 template <class C>
 __device__ __forceinline__ void close_group(Accumulators<C>& acc, const RawGroup<C>& raw) {
+  float tokens[C::kTokenTiles][2] = {};
+  if constexpr (C::kIsRaw) {
+#pragma unroll
+    for (int j = 0; j < C::kTokenTiles; ++j) {
+      float (&x)[4] = acc.tokens[j];
+      const unsigned sum = __float_as_uint(raw_sum(x[0], x[2]));  // of token 8j + lane / 4
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {  // that of token 8j + 2 (lane % 4) + h
+        tokens[j][h] = __uint_as_float(__shfl_sync(0xffffffffu, sum, threadIdx.x % 4 * 8 + h * 4));
+      }
+#pragma unroll
+      for (float& y : x) y = 0.0f;
+    }
+  }
 #pragma unroll
   for (int u = 0; u < C::kColumnTiles; ++u) {
     const float2 scale = to_floats<typename C::T>(raw.scales[u]);
+    float2 zero = {};
+    if constexpr (C::kIsRaw) zero = raw_zeros(raw.zeros >> (4 * u));
 #pragma unroll
     for (int j = 0; j < C::kTokenTiles; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        acc.sum[u][j][e] += (e < 2 ? scale.x : scale.y) * acc.group[u][j][e];
-        acc.group[u][j][e] = 0.0f;
+        float& x = acc.group[u][j][e];
+        if constexpr (C::kIsRaw) x -= (e < 2 ? zero.x : zero.y) * tokens[j][e % 2];
+        acc.sum[u][j][e] += (e < 2 ? scale.x : scale.y) * x;
+        x = 0.0f;
       }
     }
   }
@@ -274,7 +307,7 @@ __device__ __forceinline__ void multiply_units(const Params& p, Accumulators<C>&
       if (step % 2 == 1) {
         closes = ends_group<C>(group_mask, unit, step) || (C::kScalesSums && is_last_step && units == 1);
       }
-      if constexpr (!C::kIsActOrder) {
+      if constexpr (!C::kIsActOrder && !C::kIsRaw) {
         if (step % 2 == 0 && opens) unpack_group<C>(group, load_group<C>(p, place, slot, row));
       }
       RawGroup<C> raw;
@@ -423,7 +456,8 @@ __device__ __forceinline__ void run(const Params& p) {
   char* const shared = dynamic_shared();
   const Place<C> place(p);
   Ring<C> ring;
-  ring.base = opaque(shared_address(shared) + place.team * (C::kStages * C::kUnitBytes));
+  const int team = C::kReadsOnce ? threadIdx.x / C::kTeamThreads : place.team;  // see copy_async
+  ring.base = opaque(shared_address(shared) + team * (C::kStages * C::kUnitBytes));
   ring.slot = ring.free_slot = ring.base;
   char* const team_sums = shared + C::kTeams * C::kStages * C::kUnitBytes;
 
@@ -433,9 +467,11 @@ __device__ __forceinline__ void run(const Params& p) {
   // The first weights come while the predecessor drains: nothing that lets its successor start early writes
   // weights (pdl.cuh).
   Walk<C> early = ahead;
+  uint32_t slot = ring.base;
 #pragma unroll 1
   for (int s = 0; s < C::kStages - 1; ++s) {
-    early.template copy<true, false>(p, place, ring.base + s * C::kUnitBytes);
+    early.template copy<true, false>(p, place, slot);
+    slot += C::kUnitBytes;
   }
 #pragma unroll
   for (int i = 0; i < Place<C>::kGroupCopies; ++i) {

@@ -83,6 +83,7 @@ __device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ri
   const int64_t group_bytes = int64_t{p.n} << left >> 1;
   const int unit_groups = p.group_shift < 2 ? 4 >> p.group_shift : 1;
   if (has_tokens) prefetch_map(&params.tokens);
+  const uint64_t policy = p.tiles.m == 1 ? evict_first_policy() : evict_normal_policy();  // of weights
   bool is_first = true;
   Slot<C> slot;
   while (begin < last) {
@@ -105,7 +106,7 @@ __device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ri
 #pragma unroll
       for (int row = 0; row < kRows; ++row) {
         copy_bulk(target + C::kWeights + (warp * kRows + row) * (kTileN * 8), from + row * row_bytes,
-                  columns * 8, full);
+                  columns * 8, full, policy);
       }
     };
     int early = 0;

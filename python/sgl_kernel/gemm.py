@@ -244,6 +244,9 @@ def gptq_marlin_gemm(
     afterwards; calls that may overlap need one each (the CPU does not use it). ``b_bias`` [size_n], in the
     order of a single group of scales, is added before the result is rounded. A violation raises RuntimeError.
 
+    Up to 16 rows of bfloat16 are multiplied by 2^68 on their way to the tensor cores: elements of 2^60 and
+    more may become infinite there.
+
     From sm_90 on the first words of ``b_q_weight`` are read while the kernel before may still run, if that
     one lets its successor start early (programmatic dependent launch): a kernel that does may not write them.
     """

@@ -89,6 +89,16 @@ def test_the_deeper_pipelines_and_the_largest_tile(
     check(random_weight(scalar_types.uint4, 40960, 1024, group_size, dtype, DEVICE), m, dtype, path)
 
 
+@pytest.mark.parametrize("exponent", [-56, 56])
+@pytest.mark.parametrize(("size_n", "size_k"), [(192, 512), (40960, 1024)])
+@pytest.mark.parametrize("m", [1, 16])
+def test_large_and_small_rows(m: int, size_n: int, size_k: int, exponent: int) -> None:
+    """Up to 16 rows are scaled on their way."""
+    weight = random_weight(scalar_types.uint4, size_n, size_k, 128, torch.bfloat16, DEVICE)
+    a = randn(m, size_k, dtype=torch.bfloat16) * 2.0**exponent
+    assert_product(product(weight, a), a, weight.dense())
+
+
 @pytest.mark.parametrize("m", [1, 16, 32, 200])
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("writer", ["repack", "copy"])

@@ -49,6 +49,14 @@ __device__ __forceinline__ void copy_bulk(uint32_t target, const void* source, i
       "l"(source), "r"(bytes), "r"(barrier)
       : "memory");
 }
+__device__ __forceinline__ void copy_bulk(uint32_t target, const void* source, int bytes, uint32_t barrier,
+                                          uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(target),
+      "l"(source), "r"(bytes), "r"(barrier), "l"(policy)
+      : "memory");
+}
 // The box of a tensor map whose first element is (x, y).
 __device__ __forceinline__ void copy_box(uint32_t target, const void* map, int x, int y, uint32_t barrier) {
   asm volatile(

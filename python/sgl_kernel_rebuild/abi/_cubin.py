@@ -31,6 +31,8 @@ _FUNCTION = "STT_FUNC"
 _INSTRUCTION = 16
 _LOAD_LOCAL = 0x983
 _STORE_LOCAL = 0x387
+_COPY_TO_UNIFORM = 0xDAE  # LDGSTS, with a uniform register in its target's address
+_COUNTED = (_LOAD_LOCAL, _STORE_LOCAL, _COPY_TO_UNIFORM)
 # Corrupt tables make names run through the whole file, once per entry.
 _LONGEST_NAME = 1 << 16
 _SHARING = 16
@@ -43,7 +45,9 @@ class Kernel:
 
     ``shared`` is static shared memory, without the kilobyte that the system reserves from sm_90 on.
     ``stack`` is the frame per thread: local arrays and spilled registers. ``local_loads`` and
-    ``local_stores`` count the instructions that touch it: none means no spills.
+    ``local_stores`` count the instructions that touch it: none means no spills. ``uniform_copies`` counts
+    asynchronous copies whose target's address has a part in a uniform register: of one with a cache policy,
+    ptxas 12.8 allocates no register for either, and the GPU takes it for an illegal instruction.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Kernel:
     stack: int
     local_loads: int
     local_stores: int
+    uniform_copies: int
     code: int
 
     def to_json(self) -> dict[str, Any]:
@@ -102,7 +107,7 @@ def _kernels(elf: Any, size: int, name: str) -> tuple[Kernel, ...]:
             symbol, value = struct.unpack("<II", data)
             (registers if attribute == _REGISTER_COUNT else frames)[symbol] = value
     entries: dict[str, int] = {}
-    local_of_callees = [0, 0]  # local loads and stores of functions that were not inlined
+    of_callees = [0] * len(_COUNTED)  # functions that were not inlined
     name_bytes = 0
     for index, symbol in enumerate(symbols.iter_symbols()):
         name_bytes += len(symbol.name)
@@ -113,14 +118,13 @@ def _kernels(elf: Any, size: int, name: str) -> tuple[Kernel, ...]:
         if _is_entry(symbols, index):
             entries[symbol.name] = index
         else:
-            loads, stores = _count_local(raw(sections[f".text.{symbol.name}"]))
-            local_of_callees[0] += loads
-            local_of_callees[1] += stores
+            counts = _count(raw(sections[f".text.{symbol.name}"]))
+            of_callees = [x + y for x, y in zip(of_callees, counts, strict=True)]
     reserved = _RESERVED_SHARED if ".nv.shared.reserved.0" in sections else 0
     kernels = []
     for kernel, index in entries.items():
         code = raw(sections[f".text.{kernel}"])
-        loads, stores = _count_local(code)
+        loads, stores, copies = (x + y for x, y in zip(_count(code), of_callees, strict=True))
         shared = sections.get(f".nv.shared.{kernel}")
         kernels.append(
             Kernel(
@@ -128,8 +132,9 @@ def _kernels(elf: Any, size: int, name: str) -> tuple[Kernel, ...]:
                 registers=registers.get(index, 0),
                 shared=max(shared["sh_size"] - reserved, 0) if shared is not None else 0,
                 stack=frames.get(index, 0),
-                local_loads=loads + local_of_callees[0],
-                local_stores=stores + local_of_callees[1],
+                local_loads=loads,
+                local_stores=stores,
+                uniform_copies=copies,
                 code=len(code),
             )
         )
@@ -152,10 +157,10 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
             position += value
 
 
-def _count_local(code: bytes) -> tuple[int, int]:
-    loads = stores = 0
+def _count(code: bytes) -> list[int]:
+    """How many instructions there are of each of ``_COUNTED``."""
+    counts = [0] * len(_COUNTED)
     for low, _ in struct.iter_unpack("<QQ", code[: len(code) // _INSTRUCTION * _INSTRUCTION]):
-        opcode = low & 0xFFF
-        loads += opcode == _LOAD_LOCAL
-        stores += opcode == _STORE_LOCAL
-    return loads, stores
+        if low & 0xFFF in _COUNTED:
+            counts[_COUNTED.index(low & 0xFFF)] += 1
+    return counts

@@ -186,6 +186,9 @@ def _check(
             for name, kernel in item.kernels.items():
                 coverage.kernels.setdefault(name, {})[target] = kernel
                 coverage.sources[name] = source
+                if kernel is not None and kernel.uniform_copies > 0:
+                    message = f"{target}: {kernel.uniform_copies} copies to uniform addresses"
+                    violations.append(Violation(_CHECK, name, f"{message}: expected none (a fault of ptxas)"))
     dead = {(source, name) for name, source in coverage.sources.items()} - used
     violations += [
         Violation(_CHECK, name, f"kernel of {source}: no operator in {OPS} uses it")

@@ -215,9 +215,10 @@ inline void __syncthreads() {
 }
 inline unsigned __shfl_sync(unsigned lanes, unsigned x, int source) {
   simt::Warp& warp = simt::warp();
-  warp.in[simt::lane()][0] = x;
+  auto& mine = warp.in[simt::lane()];
+  mine[0] = x, mine[1] = static_cast<unsigned>(source);
   simt::meet(warp, std::popcount(lanes), [&] {
-    for (auto& out : warp.out) out[0] = warp.in[source][0];
+    for (int lane = 0; lane < 32; ++lane) warp.out[lane][0] = warp.in[warp.in[lane][1] % 32][0];
   });
   return warp.out[simt::lane()][0];
 }

@@ -8,6 +8,7 @@ import io
 import struct
 
 import pytest
+from elftools.elf.elffile import ELFFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sgl_kernel_rebuild.abi._cubin import read_kernels
@@ -120,6 +121,16 @@ def test_counts_local_memory_instructions(device_code):
     assert kernels["add_f32"].stack > 0
     assert kernels["add_f32"].local_stores > 0
     assert (kernels["scale_f32"].local_loads, kernels["scale_f32"].local_stores) == (0, 0)
+
+
+def test_counts_copies_to_uniform_addresses(device_code):
+    cubin = bytearray(device_code.cubins["86"])
+    section = ELFFile(io.BytesIO(cubin)).get_section_by_name(".text.scale_f16")
+    assert {kernel.uniform_copies for kernel in read_kernels(cubin, "86")} == {0}
+    # The first instruction of the kernel as ptxas has it: LDGSTS.E.BYPASS.128 [R25+UR0], desc[UR1][R16.64]
+    struct.pack_into("<Q", cubin, section["sh_offset"], 0x0000000010197DAE)
+    found = {kernel.name: kernel.uniform_copies for kernel in read_kernels(bytes(cubin), "86")}
+    assert found == {"add_f32": 0, "scale_f16": 1, "scale_f32": 0}
 
 
 @pytest.mark.parametrize(("flags", "target"), [(0x11, "sm_90"), (0x100011, "sm_90a"), (0x1200011, "sm_90f")])

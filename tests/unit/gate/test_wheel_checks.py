@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -258,6 +259,19 @@ def test_ptx_that_the_record_lacks_is_told(make_wheel, members):
     _, violations = coverage_of(make_wheel(edit(members, RECORD, sources=record["sources"])))
     assert violations == [
         "coverage: csrc/kernels/demo.cu: compute_120: expected in the build record, got none"
+    ]
+
+
+def test_copies_that_no_gpu_runs_are_told(make_wheel):
+    def spoil(code):
+        item = next(item for item in code if item.target == "sm_86")
+        kernel = dataclasses.replace(item.kernels["add_f32"], uniform_copies=8)
+        spoilt = dataclasses.replace(item, kernels={**item.kernels, "add_f32": kernel})
+        return [spoilt if other is item else other for other in code]
+
+    _, violations = coverage_of(make_wheel(), spoil)
+    assert violations == [
+        "coverage: add_f32: sm_86: 8 copies to uniform addresses: expected none (a fault of ptxas)"
     ]
 
 

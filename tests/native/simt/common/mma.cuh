@@ -35,6 +35,9 @@ inline void copy_async(uint32_t target, const void* source) {
   std::memset(simt::shared(target, 16), 0xee, 16);
   simt::current->open.push_back({target, source});
 }
+inline uint64_t evict_first_policy() { return 1; }
+inline uint64_t evict_normal_policy() { return 0; }
+inline void copy_async(uint32_t target, const void* source, uint64_t) { copy_async(target, source); }
 inline void prefetch_l2(const void*) {}
 inline void commit_copies() { simt::current->pending.push_back(std::exchange(simt::current->open, {})); }
 template <int kPending>
@@ -123,6 +126,12 @@ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     }
   });
   for (int e = 0; e < 4; ++e) d[e] += __uint_as_float(warp.out[simt::lane()][e]);
+}
+
+// mma.m16n8k8
+inline void mma(float (&d)[4], const uint32_t (&a)[2], uint32_t b) {
+  const uint32_t wide[4] = {a[0], a[1], 0, 0};
+  mma<bf16>(d, wide, b, 0);
 }
 
 }  // namespace sglk

@@ -65,6 +65,9 @@ inline void copy_bulk(uint32_t target, const void* source, int bytes, uint32_t b
     phase.bytes -= bytes;
   });
 }
+inline void copy_bulk(uint32_t target, const void* source, int bytes, uint32_t barrier, uint64_t) {
+  copy_bulk(target, source, bytes, barrier);
+}
 
 // The tensor map of a matrix of 16-bit elements, of which boxes are [rows, 64].
 struct BoxMap {
