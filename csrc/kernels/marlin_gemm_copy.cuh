@@ -219,11 +219,11 @@ struct Walk {
       for (int step = 0; step < C::kSteps; step += C::kSharers) {
 #pragma unroll
         for (int i = 0; i < C::kPlanes; ++i) {
-          if (!kWeights) continue;
-          if constexpr (C::kReadsOnce) {
-            copy_async(chunk + step * C::kStepBytes + i * 512, weight + i * 16, evict_first_policy());
-          } else {
-            copy_async(chunk + step * C::kStepBytes + i * 512, weight + i * 16);
+          const uint32_t target = chunk + step * C::kStepBytes + i * 512;
+          if constexpr (kWeights && C::kReadsOnce) {
+            copy_async(target, weight + i * 16, evict_first_policy());
+          } else if constexpr (kWeights) {
+            copy_async(target, weight + i * 16);
           }
         }
         weight += weight_bytes;

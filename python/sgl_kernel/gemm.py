@@ -245,7 +245,7 @@ def gptq_marlin_gemm(
     order of a single group of scales, is added before the result is rounded. A violation raises RuntimeError.
 
     Up to 16 rows of bfloat16 are multiplied by 2^68 on their way to the tensor cores: elements of 2^60 and
-    more may become infinite there.
+    more may become infinite there, and an infinite element may make NaN of its row.
 
     From sm_90 on the first words of ``b_q_weight`` are read while the kernel before may still run, if that
     one lets its successor start early (programmatic dependent launch): a kernel that does may not write them.

@@ -152,7 +152,7 @@ __device__ __forceinline__ void mma<bf16>(float (&d)[4], const uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// The same with a [16, 8] and b [8, 8], "mma.m16n8k8".
+// The same for bf16 with a [16, 8] and b [8, 8], "mma.m16n8k8".
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[2], uint32_t b) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
