@@ -158,8 +158,8 @@ __device__ __forceinline__ uint32_t weight_part(const Words<C>& words, const Gro
 template <class C>
 struct Accumulators {
   Sums<C> sum;
-  Sums<C> group;                    // of the group at hand, not scaled
-  float tokens[C::kTokenTiles][4];  // kIsRaw: the sums of its tokens, see multiply_step
+  Sums<C> group;    // of the group at hand, not scaled
+  float tokens[4];  // kIsRaw, but not kSharesTokenSums: the sums of its tokens
 };
 
 // The tokens of a step of k16, B fragments.
@@ -179,8 +179,11 @@ __device__ __forceinline__ void load_words(Words<C>& words, const Place<C>& plac
 template <class C>
 __device__ __forceinline__ void load_tokens(Tokens<C>& tokens, const Place<C>& place, uint32_t slot, int step,
                                             int j) {
-  // A step is two chunks further.
-  const uint32_t address = slot + (place.tokens ^ step * 32) + j * (8 * C::kSteps * 32);
+  // A step is two chunks further. Slots are multiples of 256, so that the sum may come first, one for all
+  // steps.
+  const uint32_t first =
+      C::kHasRegisters ? (slot + place.tokens) ^ step * 32 : slot + (place.tokens ^ step * 32);
+  const uint32_t address = first + j * (8 * C::kSteps * 32);
   if constexpr (C::kTokenTiles == 1) {
     load_matrices(tokens[0], address);
   } else {
@@ -202,6 +205,57 @@ struct Operands {
     for (int j = 0; j < C::kTokenTiles; j += 2) load_tokens<C>(tokens, place, slot, step, j);
   }
 };
+
+// Leaves in the slot the sums of its tokens over the warp's share of the steps. The B fragment of 16 tokens
+// is an A fragment: of a product with ones, each column is the sums.
+template <class C>
+__device__ __forceinline__ void share_token_sums(const Place<C>& place, uint32_t slot) {
+  constexpr int kOwnSteps = C::kSteps / C::kTile.team_warps();
+  float sums[4] = {};
+#pragma unroll
+  for (int i = 0; i < kOwnSteps; ++i) {
+    uint32_t tokens[4];
+    load_matrices(tokens, (slot + place.summed_tokens) ^ i * 32);
+    mma<typename C::T>(sums, tokens, kOnes, kOnes);
+  }
+  if (place.lane % 4 == 0) {
+#pragma unroll
+    for (int j = 0; j < C::kTokenTiles; ++j) {  // of token 8j + lane / 4
+      store_shared_word(slot + C::kTokenSumOffset + j * (8 * 16) + place.lane * 4 + place.warp * 4,
+                        __float_as_uint(sums[2 * j]));
+    }
+  }
+}
+
+// The sums of a group's tokens: [j][h] is that of token 8j + 2 (lane % 4) + h.
+template <class C>
+using TokenSums = float[C::kTokenTiles][2];
+
+// slot: of the unit.
+template <class C>
+__device__ __forceinline__ void take_token_sums(TokenSums<C>& sums, Accumulators<C>& acc,
+                                                const Place<C>& place, uint32_t slot) {
+  if constexpr (C::kSharesTokenSums) {
+#pragma unroll
+    for (int j = 0; j < C::kTokenTiles; ++j) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const uint4 parts = load_shared(slot + C::kTokenSumOffset + place.lane % 4 * 32 + (j * 8 + h) * 16);
+        sums[j][h] = (__uint_as_float(parts.x) + __uint_as_float(parts.y)) +
+                     (__uint_as_float(parts.z) + __uint_as_float(parts.w));
+      }
+    }
+  } else {
+    float (&x)[4] = acc.tokens;
+    const unsigned sum = __float_as_uint(x[0] + x[2]);  // of token lane / 4
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      sums[0][h] = __uint_as_float(__shfl_sync(0xffffffffu, sum, threadIdx.x % 4 * 8 + h * 4));
+    }
+#pragma unroll
+    for (float& y : x) y = 0.0f;
+  }
+}
 
 // k, scales: the first row, and the scales of the lane's columns, for act-order.
 template <class C>
@@ -235,30 +289,19 @@ __device__ __forceinline__ void multiply_step(const Params& p, Accumulators<C>& 
       mma<T>(C::kScalesSums ? acc.group[u][j] : acc.sum[u][j], w, tokens[j][0], tokens[j][1]);
     }
   }
-  if constexpr (C::kIsRaw) {
+  if constexpr (C::kIsRaw && !C::kSharesTokenSums) {
     // The B fragment of 8 tokens is an A fragment, whose rows are their first eight k, and then the others.
-#pragma unroll
-    for (int j = 0; j < C::kTokenTiles; ++j) mma(acc.tokens[j], tokens[j], kRaw64);
+    static_assert(C::kTokenTiles == 1);
+    mma(acc.tokens, f.tokens[0], kOnes);
   }
 }
 
 // Adds the scaled sums of a group that ends to the sums.
 template <class C>
-__device__ __forceinline__ void close_group(Accumulators<C>& acc, const RawGroup<C>& raw) {
-  float tokens[C::kTokenTiles][2] = {};
-  if constexpr (C::kIsRaw) {
-#pragma unroll
-    for (int j = 0; j < C::kTokenTiles; ++j) {
-      float (&x)[4] = acc.tokens[j];
-      const unsigned sum = __float_as_uint(raw_sum(x[0], x[2]));  // of token 8j + lane / 4
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {  // that of token 8j + 2 (lane % 4) + h
-        tokens[j][h] = __uint_as_float(__shfl_sync(0xffffffffu, sum, threadIdx.x % 4 * 8 + h * 4));
-      }
-#pragma unroll
-      for (float& y : x) y = 0.0f;
-    }
-  }
+__device__ __forceinline__ void close_group(Accumulators<C>& acc, const RawGroup<C>& raw,
+                                            const Place<C>& place, uint32_t slot) {
+  TokenSums<C> tokens;
+  if constexpr (C::kIsRaw) take_token_sums<C>(tokens, acc, place, slot);
 #pragma unroll
   for (int u = 0; u < C::kColumnTiles; ++u) {
     const float2 scale = to_floats<typename C::T>(raw.scales[u]);
@@ -299,6 +342,7 @@ __device__ __forceinline__ void multiply_units(const Params& p, Accumulators<C>&
   for (; units > 0; --units, ++unit) {
     const uint32_t slot = ring.slot;
     ahead.copy(p, place, ring.free_slot);
+    if constexpr (C::kSharesTokenSums) share_token_sums<C>(place, slot);
 #pragma unroll
     for (int step = 0; step < C::kSteps; ++step) {
       const int row = group_row<C>(p, step);
@@ -320,10 +364,12 @@ __device__ __forceinline__ void multiply_units(const Params& p, Accumulators<C>&
         if (units > 1) {
           await_unit<C>(place);
           f[0].load(place, ring.slot, 0);
+        } else if (C::kSharesTokenSums) {
+          team_barrier<C>(place.team);
         }
       }
       multiply_step<C>(p, acc, group, f[step % 2], (unit * C::kSteps + step) * 16, scales);
-      if (C::kScalesSums && closes) close_group<C>(acc, raw);
+      if (C::kScalesSums && closes) close_group<C>(acc, raw, place, slot);
       if (step % 2 == 1) opens = closes;
     }
   }
@@ -388,7 +434,9 @@ __device__ __forceinline__ void multiply_units_ahead(const Params& p, Sums<C>& s
 // different numbers of barriers as not ordered by the block's next.
 template <class C>
 __device__ __forceinline__ void equalize_barriers(int team, int before, int units) {
-  const auto barriers = [](int units) { return units == 0 ? 0 : units + C::kWorksAhead; };
+  const auto barriers = [](int units) {
+    return units == 0 ? 0 : units + (C::kWorksAhead || C::kSharesTokenSums);
+  };
   const int own = team_unit(team + 1, C::kTeams, before, units) - team_unit(team, C::kTeams, before, units);
   const int most = (units + C::kTeams - 1) / C::kTeams;
 #pragma unroll 1

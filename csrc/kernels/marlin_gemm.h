@@ -37,8 +37,13 @@ struct Tile {
   }
   SGLK_HOST_DEVICE constexpr int scale_bytes() const { return groups() * kTileN * 2; }
   SGLK_HOST_DEVICE constexpr int zero_bytes() const { return groups() * kTileN / 2; }
-  SGLK_HOST_DEVICE constexpr int unit_bytes(int bits) const {
-    return weight_bytes(bits) + token_bytes() + scale_bytes() + zero_bytes();
+  // Sums of tokens, one of each warp.
+  SGLK_HOST_DEVICE constexpr int token_sum_bytes() const {
+    return group == unit() && m == 16 ? m * team_warps() * 4 : 0;
+  }
+  SGLK_HOST_DEVICE constexpr int unit_bytes(int bits) const {  // a multiple of 256 (load_tokens)
+    const int bytes = weight_bytes(bits) + token_bytes() + scale_bytes() + zero_bytes() + token_sum_bytes();
+    return (bytes + 255) / 256 * 256;
   }
   SGLK_HOST_DEVICE constexpr int sum_bytes() const { return (k_teams - 1) * team_warps() * batch * 512; }
   SGLK_HOST_DEVICE constexpr int shared_bytes(int bits) const {

@@ -34,16 +34,21 @@ struct Config {
   static constexpr bool kReportsLate = kTokens == 64;
   static constexpr bool kIsRaw = kWeight == Weight::kInt4 && !kIsActOrder && is_bf16<T> &&
                                  (kTokens == 8 || (kTokens == 16 && kGroup != 0));  // for lack of registers
+  // Each warp of a team adds up the tokens of a share of a unit's steps, for all of them.
+  static constexpr bool kSharesTokenSums = kIsRaw && kTile.token_sum_bytes() > 0;
   static constexpr float kSumUnit = kIsRaw ? kRawUnit : kWeight == Weight::kInt4 ? kIntegerUnit<T> : 1.0f;
-  // There is one tile of tokens, so that weights are read once (one token through gate_up 35.6 -> 33.1 us;
-  // H200, 2026-11-28).
-  static constexpr bool kReadsOnce = kTokens <= 16;
-  // In a unit: weights [step][64 columns][plane][lane] · tokens · scales [group] · zero points [group].
+  // There is one tile of tokens, so that weights are read once (gate_up with one token 35.6 -> 33.1 us, with
+  // 32 56.8 -> 55.4; with 64 it spills, and takes 14 % longer; H200, 2026-11-28).
+  static constexpr bool kReadsOnce = kTokens <= 32;
+  static constexpr bool kHasRegisters = kTokens <= 16;  // for addresses that save instructions
+  // In a unit: weights [step][64 columns][plane][lane] · tokens · scales [group] · zero points [group] ·
+  // sums of tokens [token][warp].
   static constexpr int kUnitBytes = kTile.unit_bytes(kBits);
   static constexpr int kStepBytes = kTile.weight_bytes(kBits) / kSteps;
   static constexpr int kTokenOffset = kTile.weight_bytes(kBits);
   static constexpr int kScaleOffset = kTokenOffset + kTile.token_bytes();
   static constexpr int kZeroOffset = kScaleOffset + kTile.scale_bytes();
+  static constexpr int kTokenSumOffset = kZeroOffset + kTile.zero_bytes();
 };
 
 // Offset of a 16-byte chunk of the tokens of a unit, whose rows are 2 · kSteps chunks: chunks are permuted so
@@ -85,6 +90,7 @@ struct Place {
   unsigned thread;                          // of the team
   int warp;                                 // of the team, numbered by columns
   uint32_t weights, tokens, scales, zeros;  // to read
+  uint32_t summed_tokens;  // kSharesTokenSums: as an A fragment, from the warp's first step on
   uint32_t copied_tokens, copied_group[kGroupCopies];
   bool copies_group[kGroupCopies];
 
@@ -100,6 +106,11 @@ struct Place {
     weights = opaque(tile * (C::kPlanes * 512) + lane * 16 + share * (C::kBits == 4 ? 8 : 512));
     const int row = (C::kTokenTiles == 1 ? 0 : lane / 16 * 8) + lane % 8;
     tokens = opaque(C::kTokenOffset + token_chunk<C::kSteps>(row, lane / 8 % 2));
+    if constexpr (C::kSharesTokenSums) {
+      const int row = lane % 16;
+      const int chunk = warp * (C::kSteps / C::kTile.team_warps()) * 2 + lane / 16;
+      summed_tokens = opaque(C::kTokenOffset + token_chunk<C::kSteps>(row, chunk));
+    }
     // Permuted per 64 columns, or per 32 where there is a single group.
     scales = opaque(C::kScaleOffset + tile * 128 +
                     (has_one_group<C>(p) ? lane / 8 * 16 + share * 64 : lane / 4 * 16 + share * 8));
@@ -227,6 +238,8 @@ struct Walk {
           }
         }
         weight += weight_bytes;
+        // Row by row: from the first, ptxas takes three instructions for each.
+        if constexpr (C::kHasRegisters) weight = opaque(weight);
       }
       if constexpr (kRest) {
 #pragma unroll

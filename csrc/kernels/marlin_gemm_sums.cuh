@@ -69,25 +69,32 @@ __device__ __forceinline__ void add_teams(OwnSums<C>& own, const Sums<C>& sum, c
   }
 }
 
-// Where a lane's own sums of 16 columns × 8 tokens lie in a part: [warp of a team][columns][8 tokens][lane].
+// A part, in float4: [warp of a team][16 columns][8 tokens][lane].
 template <class C>
-__device__ __forceinline__ float4* part_of(const Params& p, const Place<C>& place, int block, int u, int j) {
-  constexpr int kTileSize = C::kTile.m * kTileN / 4;
-  const int columns = place.warp * C::kColumnTiles + own_columns(place) + u;
-  return reinterpret_cast<float4*>(p.partial) + int64_t{block} * kTileSize +
-         (columns * C::kTokenTiles + j) * 32 + place.lane;
+constexpr int kPartSize = C::kTile.m * kTileN / 4;
+template <class C>
+__device__ __forceinline__ int in_part(int columns, int tokens) {
+  return (columns * C::kTokenTiles + tokens) * 32;
+}
+// Where a lane's own sums begin in that of a block.
+template <class C>
+__device__ __forceinline__ float4* part_of(const Params& p, const Place<C>& place, int block) {
+  const int columns = place.warp * C::kColumnTiles + own_columns(place);
+  return opaque(reinterpret_cast<float4*>(p.partial) + int64_t{block} * kPartSize<C> +
+                in_part<C>(columns, 0) + place.lane);
 }
 
 // Writes the part of a tile that an earlier block began. rows: the warp's tokens.
 template <class C>
 __device__ __forceinline__ void hand_over(const Params& p, const OwnSums<C>& sum, const Place<C>& place,
                                           int block, int rows) {
+  float4* const part = part_of<C>(p, place, block);
 #pragma unroll
   for (int u = 0; u < C::kOwn; ++u) {
 #pragma unroll
     for (int j = 0; j < C::kTokenTiles; ++j) {
       if (j * 8 >= rows) continue;
-      __stcg(part_of(p, place, block, u, j), float4{sum[u][j][0], sum[u][j][1], sum[u][j][2], sum[u][j][3]});
+      __stcg(part + in_part<C>(u, j), float4{sum[u][j][0], sum[u][j][1], sum[u][j][2], sum[u][j][3]});
     }
   }
 }
@@ -101,16 +108,19 @@ __device__ __forceinline__ void collect(const Params& p, OwnSums<C>& sum, const 
       C::kTile.threads() == 512 ? 4 : 8;  // of one block: 512 threads have 128 registers each
   constexpr int kTokenTiles = C::kTokenTiles < kMost ? C::kTokenTiles : kMost;
   constexpr int kBlocks = C::kTokens <= 16 ? 16 / kTokenTiles : C::kTokens == 32 ? 2 : 1;
+  const float4* const parts = part_of<C>(p, place, block + 1);
+  const int count = last - block;
   if (threadIdx.x == 0) {
-    while (load_acquire(p.arrivals + block) < last - block) {
+    while (load_acquire(p.arrivals + block) < count) {
     }
     p.arrivals[block] = 0;
   }
   block_barrier<C>();
 #pragma unroll
   for (int u = 0; u < C::kOwn; ++u) {
+    const float4* part = parts;
 #pragma unroll 1
-    for (int other = block + 1; other <= last; other += kBlocks) {
+    for (int left = count; left > 0; left -= kBlocks) {
 #pragma unroll
       for (int first = 0; first < C::kTokenTiles; first += kTokenTiles) {
         float4 x[kBlocks][kTokenTiles] = {};
@@ -118,8 +128,8 @@ __device__ __forceinline__ void collect(const Params& p, OwnSums<C>& sum, const 
         for (int i = 0; i < kBlocks; ++i) {
 #pragma unroll
           for (int j = 0; j < kTokenTiles; ++j) {
-            if (other + i <= last && (first + j) * 8 < rows) {
-              x[i][j] = __ldcg(part_of(p, place, other + i, u, first + j));
+            if (i < left && (first + j) * 8 < rows) {
+              x[i][j] = __ldcg(part + i * kPartSize<C> + in_part<C>(u, first + j));
             }
           }
         }
@@ -132,6 +142,7 @@ __device__ __forceinline__ void collect(const Params& p, OwnSums<C>& sum, const 
           }
         }
       }
+      part += kBlocks * kPartSize<C>;
     }
   }
 }

@@ -128,22 +128,19 @@ __device__ __forceinline__ uint32_t nibbles_less(uint32_t x, bool is_high, const
 //
 // What the mask leaves is a factor itself: tensor cores take subnormal numbers (V100, T4, A100: Fasi et al.,
 // Numerical behavior of NVIDIA tensor cores, 2021; H200: our tests). The tokens that it is multiplied with
-// are scaled instead, which are fewer, and the zero points, times the sum of a group's tokens, are subtracted
-// from its sums.
+// are scaled instead, which are fewer, and the zero points, times the sum of a group's tokens (as they are),
+// are subtracted from its sums.
 
 constexpr float kRawUnit = 1.0f / (1ul << 32) / (1ul << 33);  // 2^−65: what is made of 1 · 1
 constexpr uint32_t kRawScale[] = {0x61806180, 0x5f805f80};    // 2^68, 2^64: for low nibbles, for high ones
-constexpr uint32_t kRaw64 = 0x00400040;  // the integer 64 in low nibbles, to sum up such tokens
-
-// Of tokens that go with low nibbles, and with high ones.
-__device__ __forceinline__ float raw_sum(float low, float high) { return low + 16.0f * high; }
+constexpr uint32_t kOnes = 0x3f803f80;                        // to add up tokens
 
 __device__ __forceinline__ uint32_t raw_nibbles(uint32_t x, bool is_high) {
   return x & (is_high ? 0x00f000f0u : 0x000f000fu);
 }
-// The zero points in nibbles 0 and 4, / 64.
+// The zero points in nibbles 0 and 4, times kRawUnit.
 __device__ __forceinline__ float2 raw_zeros(uint32_t x) {
-  return to_floats<bf16>(multiply<bf16>(x & 0x000f000f, 0x7f007f00));
+  return to_floats<bf16>(multiply<bf16>(x & 0x000f000f, 0x61806180));
 }
 
 // q − 128 of the bytes 0 and 2 (first) or 1 and 3 of a word. bf16 cannot hold 128 + 255: through fp32, where

@@ -7,7 +7,7 @@ namespace sglk {
 
 // The shared memory that a launch asks for.
 __device__ __forceinline__ char* dynamic_shared() {
-  extern __shared__ __align__(128) char shared[];
+  extern __shared__ __align__(256) char shared[];
   return shared;
 }
 
@@ -19,6 +19,12 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 template <class T>
 __device__ __forceinline__ T opaque(T x) {
   asm volatile("" : "+r"(x));
+  return x;
+}
+
+template <class T>
+__device__ __forceinline__ T* opaque(T* x) {
+  asm volatile("" : "+l"(x));
   return x;
 }
 
