@@ -36,6 +36,7 @@ struct Config {
                                  (kTokens == 8 || (kTokens == 16 && kGroup != 0));  // for lack of registers
   // Each warp of a team adds up the tokens of a share of a unit's steps, for all of them.
   static constexpr bool kSharesTokenSums = kIsRaw && kTile.token_sum_bytes() > 0;
+  static constexpr int kOwnSteps = kSteps / kTile.team_warps();
   static constexpr float kSumUnit = kIsRaw ? kRawUnit : kWeight == Weight::kInt4 ? kIntegerUnit<T> : 1.0f;
   // There is one tile of tokens, so that weights are read once (gate_up with one token 35.6 -> 33.1 us, with
   // 32 56.8 -> 55.4; with 64 it spills, and takes 14 % longer; H200, 2026-11-28).
@@ -108,7 +109,7 @@ struct Place {
     tokens = opaque(C::kTokenOffset + token_chunk<C::kSteps>(row, lane / 8 % 2));
     if constexpr (C::kSharesTokenSums) {
       const int row = lane % 16;
-      const int chunk = warp * (C::kSteps / C::kTile.team_warps()) * 2 + lane / 16;
+      const int chunk = warp * C::kOwnSteps * 2 + lane / 16;
       summed_tokens = opaque(C::kTokenOffset + token_chunk<C::kSteps>(row, chunk));
     }
     // Permuted per 64 columns, or per 32 where there is a single group.
