@@ -240,7 +240,7 @@ struct Parent {
   int child;  // which of its children
 };
 // Parts of 128 tokens are 128 KB each: of seven a tree took 12 us less, of four 2 us more (H200, 2026-11-27).
-SGLK_HOST_DEVICE constexpr int max_flat(int tokens) { return tokens < 128 ? 16 : 4; }
+SGLK_HOST_DEVICE constexpr int max_flat(int tokens) { return tokens <= 32 ? 31 : tokens < 128 ? 16 : 4; }
 
 // The place of a child, 0: none.
 SGLK_HOST_DEVICE inline int child_of(int place, int child, int blocks, int flat) {

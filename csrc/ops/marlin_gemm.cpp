@@ -123,8 +123,7 @@ Selection select(int64_t m, int64_t n, int64_t k, WeightType weight, bool is_act
   const bool has_sm90 = SGLK_HAS_SM90A && has_sm90_path(device.compute_capability, weight, is_act_order);
   SGLK_CHECK(path >= kAuto && path < kPaths && (path != kSm90 || has_sm90),
              "%s: path: expected one that this GPU has for these weights, got %ld", kOp, path);
-  const bool is_sm90 = path == kSm90 || (path == kAuto && has_sm90 &&
-                                         prefers_sm90_path(m, n, k, group, device.multiprocessors));
+  const bool is_sm90 = path == kSm90 || (path == kAuto && has_sm90 && prefers_sm90_path(m, group));
   return {is_sm90, is_sm90 ? choose_sm90(m, n, k, group, device.multiprocessors)
                            : choose(m, n, k, weight, is_act_order, group, device.multiprocessors,
                                     device.shared_memory_per_block)};

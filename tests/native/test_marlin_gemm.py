@@ -167,7 +167,7 @@ def test_the_choice_of_sm_90a_fits(native: Any, m: int, n: int, k: int, group: i
     assert is_split == (not partition.is_whole and blocks > 1)
 
 
-@given(blocks=st.integers(1, 132), flat=st.sampled_from([4, 16]))
+@given(blocks=st.integers(1, 132), flat=st.sampled_from([4, 16, 31]))
 def test_every_part_is_added_once_by_a_block_before(native: Any, blocks: int, flat: int) -> None:
     """Children know their parent and which of its flags is theirs; flags fit 32 bits; the first gets all."""
     added = {place: {place} for place in range(blocks)}
@@ -188,7 +188,7 @@ def test_every_part_is_added_once_by_a_block_before(native: Any, blocks: int, fl
     tiles=st.integers(1, 60),
     tile_units=st.integers(1, 40),
     blocks=st.integers(1, 132),
-    flat=st.sampled_from([4, 16]),
+    flat=st.sampled_from([4, 16, 31]),
 )
 def test_a_block_has_children_in_its_last_tile_alone(
     native: Any, tiles: int, tile_units: int, blocks: int, flat: int
@@ -208,6 +208,7 @@ def test_a_block_has_children_in_its_last_tile_alone(
 
 @pytest.mark.parametrize(("m", "n", "k", "group", "name"), [
     (9, 2560, 5120, 128, "u4_m16_group"),
+    (16, 51200, 5120, 128, "u4_m16_group"),
     (17, 10240, 5120, 128, "u4_m32_group"),
     (17, 10240, 5120, 64, "u4_m32"),
     (32, 10240, 5120, 0, "u4_m32"),
@@ -219,12 +220,12 @@ def test_a_block_has_children_in_its_last_tile_alone(
 def test_which_tile_sm_90a_takes(native: Any, m: int, n: int, k: int, group: int, name: str) -> None:
     shape = native.marlin_gemm.choose_sm90(m, n, k, group, H200[0])[0]
     assert native.marlin_gemm.sm90_shapes[shape][0] == name
-    assert native.marlin_gemm.prefers_sm90_path(m, n, k, group, H200[0])
+    assert native.marlin_gemm.prefers_sm90_path(m, group)
 
 
 def test_who_has_the_path_of_sm_90a(native: Any) -> None:
-    for m, n, group in ((8, 2560, 128), (16, 2560, 64), (16, 10240, 128)):
-        assert not native.marlin_gemm.prefers_sm90_path(m, n, 5120, group, H200[0])
+    for m, group in ((8, 128), (16, 64), (16, 0)):
+        assert not native.marlin_gemm.prefers_sm90_path(m, group)
     has_path = native.marlin_gemm.has_sm90_path
     assert has_path(90, 0, False)
     assert not any(has_path(capability, 0, False) for capability in (80, 89, 100, 120))

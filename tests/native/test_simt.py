@@ -112,9 +112,10 @@ def test_however_many_blocks(product: Path, tile: str, blocks: int) -> None:
     run(product, (kernel(tile, "bf16"), 3, 576, 1024, 128, 1, blocks, blocks))
 
 
-@pytest.mark.parametrize("blocks", [5, 16, 17, 30])
+@pytest.mark.parametrize("blocks", [5, 16, 17, 31, 32])
 @pytest.mark.parametrize("tile", SM90_TILES)
-def test_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -> None:
+def test_many_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -> None:
+    """Of 128 tokens more than 4, of 64 more than 16, of fewer tokens more than 31."""
     run(product, (kernel(tile, "f16"), min(20, tokens_of(tile)), 256, 4096, 128, 0, blocks, 1))
 
 
@@ -145,12 +146,18 @@ def test_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -> Non
         "every thread waits",
     ),
     (
-        "flags |= 1 << (child + i);",  # parts are added up before they are there
-        "flags |= 1 << child;",
+        "wait((1 << (blocks - 1)) - 1);",  # parts are added up before they are there
+        "wait(1);",
         ("marlin_gemm_sm90_bf16_u4_m32", 20, 256, 4096, 128, 1, 30, 1),
         WRONG,
     ),
-], ids=["copies", "products", "stages", "release", "parts"])  # fmt: skip
+    (
+        "wait(1 << child);",
+        "wait(1);",
+        ("marlin_gemm_sm90_bf16_u4_m64", 20, 256, 4096, 128, 1, 30, 1),
+        WRONG,
+    ),
+], ids=["copies", "products", "stages", "release", "parts", "parts of a tree"])  # fmt: skip
 def test_a_wait_too_short_or_too_long_shows(
     tmp_path: Path, old: str, new: str, case: tuple[str | int, ...], message: str
 ) -> None:

