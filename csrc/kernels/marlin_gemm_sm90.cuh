@@ -1,4 +1,5 @@
-// The Marlin GEMM for many tokens with what sm_90a has: see marlin_gemm.cu for the formula and the layouts.
+// The Marlin GEMM of 9 tokens and more with what sm_90a has: see marlin_gemm.cu for the formula and the
+// layouts.
 //
 // outᵀ = Wᵀ · aᵀ again: the weights are the register operand of wgmma, made by the warp that multiplies with
 // them, the tokens its operand in shared memory. Warp w of a warpgroup takes the 32 columns from 32w, which
@@ -20,6 +21,7 @@
 #include "common/pdl.cuh"
 #include "common/wgmma.cuh"
 #include "marlin_gemm.h"
+#include "marlin_gemm_sums.cuh"
 
 namespace sglk::marlin_gemm::sm90 {
 
@@ -299,9 +301,6 @@ __device__ __forceinline__ void add_teams(OwnSums<C>& own, const Sums<C>& sum, c
     }
   }
 }
-
-template <class C>
-constexpr int kPartSize = C::kTokens * kTileN / 4;  // in float4
 
 // Where a thread's own sums lie in a part: [half of the columns][16 columns of each warp][8 tokens][thread of
 // a warpgroup].

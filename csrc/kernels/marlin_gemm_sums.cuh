@@ -71,7 +71,7 @@ __device__ __forceinline__ void add_teams(OwnSums<C>& own, const Sums<C>& sum, c
 
 // A part, in float4: [warp of a team][16 columns][8 tokens][lane].
 template <class C>
-constexpr int kPartSize = C::kTile.m * kTileN / 4;
+constexpr int kPartSize = C::kTokens * kTileN / 4;
 template <class C>
 __device__ __forceinline__ int in_part(int columns, int tokens) {
   return (columns * C::kTokenTiles + tokens) * 32;
