@@ -75,7 +75,7 @@ __device__ __forceinline__ void consumer_barrier() {
 
 // One thread of each warp: starts a quarter of all copies of the block. (One thread for all was too slow, and
 // so is what divides in the inner loop: 60 to 90 clocks a copy, more than the memory needs; H200,
-// 2026-11-27.)
+// 2026-11-27.) It is elected: were it chosen by its number, each copy would be a loop over the lanes.
 template <class C>
 __device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ring, int begin, int last,
                                         int warp) {
@@ -549,7 +549,8 @@ template <class C>
 __device__ __forceinline__ void run(const Sm90Params& params) {
   const Params& p = params.common;
   Ring ring;
-  ring.base = (shared_address(dynamic_shared()) + 1023) & ~1023u;
+  // The broadcast keeps the address in a register: computed anew, it takes five instructions a unit.
+  ring.base = __shfl_sync(0xffffffffu, (shared_address(dynamic_shared()) + 1023) & ~1023u, 0);
   ring.full = ring.base + C::kStages * C::kTile.stage_bytes();
   ring.empty = ring.full + C::kStages * 8;
   if (threadIdx.x == 0) {
@@ -567,9 +568,8 @@ __device__ __forceinline__ void run(const Sm90Params& params) {
   const int begin = p.partition.first(block), last = p.partition.first(block + 1);
   if (threadIdx.x < 128) {
     give_up_registers<C::kTeams == 1 ? 40 : 32>();
-    if (threadIdx.x % 32 == 0) {
-      produce<C>(params, ring, begin, last, __shfl_sync(1, static_cast<int>(threadIdx.x) / 32, 0));
-    }
+    const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+    if (elect_lane()) produce<C>(params, ring, begin, last, warp);
   } else {
     take_registers<C::kTeams == 1 ? 232 : 112>();
     consume<C>(p, ring, block, begin, last);
