@@ -41,6 +41,9 @@ struct Config {
   // 2026-11-28).
   static constexpr int kEarly = kTokens == 64 ? 2 : 4;
   static_assert(kEarly <= kStages);
+  // A stage is always the same team's: another's warp could wait for its next round while this one is not
+  // there yet, and find the parity that it waits for.
+  static_assert(kStages % kTeams == 0);
   // Weights of so many steps of k16 are made at once, a multiple of two; of so many batches they are kept.
   static constexpr int kSteps = kTeams == 1 ? 4 : 2, kBatches = kUnitSteps / kSteps;
   static constexpr int kBuffers = kTeams == 1 ? 2 : 1;
