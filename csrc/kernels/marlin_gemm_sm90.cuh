@@ -446,6 +446,7 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
   const Place<C> place(p, column_half, warp, threadIdx.x % 32);
   const int zero_shift = warp % 2 * 8;
   const auto release = [&](int slot) {
+    __syncwarp();  // all lanes have read before one of them arrives, which electing it does not order
     if (elect_lane()) arrive(ring.empty + slot * 8);
   };
   wait_for_predecessor();
