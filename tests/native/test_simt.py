@@ -1,7 +1,7 @@
 """The kernels of marlin_gemm run on the host, against double: what every GPU runs, and sm_90a's own.
 
 ``simt`` stands for the GPU: its threads are fibers, and mma, wgmma, cp.async, barriers do what PTX says.
-What it cannot show: races, what the compilers make of the source, and time.
+Races in shared memory show (simt.h). What cannot: what the compilers make of the source, and time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ._build import CSRC, CompilerError, run_compiler
 SIMT = Path(__file__).resolve().parent / "simt"
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]
 WRONG = "of the error allowed"
+RACE = "a race"
 ORDERED = ("u4_act_order_m64", "u8_act_order_m64")
 OF_128 = (  # groups of 128 rows alone
     *("u4_m8_long", "u4_m16_long", "u4_m32_group", "u4_m32_long", "u4_m128_long"),
@@ -119,13 +120,13 @@ def test_many_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -
     run(product, (kernel(tile, "f16"), min(20, tokens_of(tile)), 256, 4096, 128, 0, blocks, 1))
 
 
-# Where a GPU's copies and products are mostly there in time, these never are.
+# Where a GPU's copies and products are mostly there in time, and its lanes mostly together, these never are.
 @pytest.mark.parametrize(("old", "new", "case", "message"), [
     (
         "wait_copies<C::kStages - 2>",
         "wait_copies<C::kStages - 1>",
         ("marlin_gemm_bf16_u4_m8", 3, 320, 640, 128, 1, 4, 1),
-        WRONG,
+        RACE,
     ),
     (
         "wait_products<C::kBuffers - 1>",  # weights are made anew while products still read them
@@ -137,7 +138,7 @@ def test_many_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -
         "batch == 0 && done >= 0) release(done);",  # a stage is filled anew while products still read it
         "batch == 0) release(current);",
         ("marlin_gemm_sm90_bf16_u4_m128", 100, 320, 2048, 128, 1, 2, 1),
-        WRONG,
+        RACE,
     ),
     (
         "batch == 0 && done >= 0) release(done);",  # nor is one filled that is not given back
@@ -157,7 +158,19 @@ def test_many_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -
         ("marlin_gemm_sm90_bf16_u4_m64", 20, 256, 4096, 128, 1, 30, 1),
         WRONG,
     ),
-], ids=["copies", "products", "stages", "release", "parts", "parts of a tree"])  # fmt: skip
+    (
+        "    __syncwarp();",  # a stage is filled anew while other lanes than the one that arrives may read it
+        "",
+        ("marlin_gemm_sm90_bf16_u4_m16_group", 16, 320, 2048, 128, 1, 2, 1),
+        RACE,
+    ),
+    (
+        "  team_barrier<C>(place.team);",  # other threads' copies are read
+        "  (void)place;",
+        ("marlin_gemm_bf16_u4_m8", 3, 320, 640, 128, 1, 4, 1),
+        RACE,
+    ),
+], ids=["copies", "products", "stages", "release", "parts", "tree", "lanes", "barrier"])  # fmt: skip
 def test_a_wait_too_short_or_too_long_shows(
     tmp_path: Path, old: str, new: str, case: tuple[str | int, ...], message: str
 ) -> None:

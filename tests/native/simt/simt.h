@@ -5,7 +5,10 @@
 // Strict where a GPU is lucky: from when a copy to shared memory begins its target is 0xee, and the copy is
 // made as late as may be, so that a missing wait shows, and a copy to what is still read; a block that waits
 // for another runs before it; shared memory begins as 0xee. An address beyond it or unaligned ends the
-// process, and so does a wait of all threads for each other.
+// process, and so does a wait of all threads for each other, and a race: two accesses to shared memory, one
+// of them a write, of which neither happens before the other (vector clocks; Flanagan and Freund, FastTrack,
+// 2009). Lanes of a warp are ordered by __syncwarp alone, as compute-sanitizer's racecheck has it. Not seen:
+// accesses through plain pointers, what wgmma reads, and global memory.
 #pragma once
 
 #include <ucontext.h>
@@ -19,6 +22,7 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -45,10 +49,19 @@ using std::min;
 
 namespace simt {
 
+// Of each thread of a block, up to which of its times something happens after it.
+using VectorClock = std::vector<unsigned>;
+
+inline void join(VectorClock& clock, const VectorClock& other) {
+  clock.resize(std::max(clock.size(), other.size()));
+  for (std::size_t i = 0; i < other.size(); ++i) clock[i] = std::max(clock[i], other[i]);
+}
+
 // Where threads wait for each other.
 struct Meeting {
   int arrived = 0;
   long round = 0;
+  VectorClock arriving, met;  // of those that synchronize
 };
 
 struct Warp : Meeting {
@@ -67,11 +80,22 @@ struct PhaseBarrier {
   long bytes = 0;
   unsigned parity = 0;
   std::vector<std::function<void()>> copies;
+  VectorClock arriving, completed;
+};
+
+// Who accessed a word of shared memory last, and when.
+struct Access {
+  unsigned thread, time;
+};
+struct Word {
+  std::optional<Access> write;
+  std::vector<Access> reads;  // since then
 };
 
 struct Block {
   int index;
   std::vector<char> shared;
+  std::vector<Word> words;  // of it
   std::vector<Warp> warps;
   Meeting barriers[16];
   std::map<std::uint32_t, PhaseBarrier> phases;  // by address
@@ -94,6 +118,7 @@ struct Thread {
   ucontext_t context;
   std::vector<char> stack;
   bool is_done = false;
+  VectorClock clock;                      // with its own time
   std::vector<Copy> open;                 // cp.async: not committed
   std::deque<std::vector<Copy>> pending;  // committed, not waited for
   std::vector<Product> open_products;     // wgmma: not committed
@@ -130,6 +155,20 @@ void meet(Meeting& meeting, int count, Act act) {
   while (meeting.round == round) yield();
 }
 
+// What a thread did so far happens before what others do that join the clock.
+inline void release(VectorClock& clock) {
+  join(clock, current->clock);
+  ++current->clock[current->index];
+}
+inline void acquire(const VectorClock& clock) { join(current->clock, clock); }
+
+// Meets, and what all did before happens before what they do after.
+inline void synchronize(Meeting& meeting, int count) {
+  release(meeting.arriving);
+  meet(meeting, count, [&] { meeting.met = meeting.arriving; });
+  acquire(meeting.met);
+}
+
 inline Warp& warp() { return current->block->warps[current->index / 32]; }
 inline int lane() { return static_cast<int>(current->index % 32); }
 
@@ -137,6 +176,44 @@ inline char* shared(std::uint32_t address, std::size_t bytes) {
   std::vector<char>& memory = current->block->shared;
   if (address % bytes != 0 || address + bytes > memory.size()) fail("bad address in shared memory");
   return memory.data() + address;
+}
+
+[[noreturn]] inline void fail_race(const char* what, const Thread& thread, const Access& other,
+                                   std::size_t word) {
+  std::printf("block %d, thread %u: %s of thread %u, at %zu: a race\n", thread.block->index, thread.index,
+              what, other.thread, word * 4);
+  std::exit(3);
+}
+
+// A thread's accesses: at once to a multiple of 4 bytes.
+inline void note_read(std::uint32_t address, std::size_t bytes, Thread& thread = *current) {
+  for (std::size_t i = address / 4; i < (address + bytes) / 4; ++i) {
+    Word& word = thread.block->words[i];
+    if (word.write && word.write->time > thread.clock[word.write->thread]) {
+      fail_race("reads beside a write", thread, *word.write, i);
+    }
+    const auto own = std::find_if(word.reads.begin(), word.reads.end(),
+                                  [&](const Access& read) { return read.thread == thread.index; });
+    const Access read{thread.index, thread.clock[thread.index]};
+    if (own == word.reads.end()) {
+      word.reads.push_back(read);
+    } else {
+      *own = read;
+    }
+  }
+}
+inline void note_write(std::uint32_t address, std::size_t bytes) {
+  for (std::size_t i = address / 4; i < (address + bytes) / 4; ++i) {
+    Word& word = current->block->words[i];
+    if (word.write && word.write->time > current->clock[word.write->thread]) {
+      fail_race("writes beside a write", *current, *word.write, i);
+    }
+    for (const Access& read : word.reads) {
+      if (read.time > current->clock[read.thread]) fail_race("writes beside a read", *current, read, i);
+    }
+    word.write = {current->index, current->clock[current->index]};
+    word.reads.clear();
+  }
 }
 
 inline void run_body() {
@@ -158,8 +235,11 @@ inline void run(int blocks, int threads, int shared_bytes, const std::function<v
     if (thread.index == 0) {
       thread.block->index = static_cast<int>(thread.block - all.data());
       thread.block->shared.assign(static_cast<std::size_t>(shared_bytes), '\xee');
+      thread.block->words.resize(thread.block->shared.size() / 4);
       thread.block->warps.resize(static_cast<std::size_t>(threads) / 32);
     }
+    thread.clock.resize(static_cast<std::size_t>(threads));
+    thread.clock[thread.index] = 1;
     thread.stack.resize(48 << 10);
     getcontext(&thread.context);
     thread.context.uc_stack.ss_sp = thread.stack.data();
@@ -206,12 +286,10 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
 }
 inline float4 __ldcg(const float4* from) { return *from; }
 inline void __stcg(float4* to, const float4& x) { *to = x; }
-inline void __syncwarp() {
-  simt::meet(simt::warp(), 32, [] {});
-}
+inline void __syncwarp() { simt::synchronize(simt::warp(), 32); }
 inline void __syncthreads() {
   simt::Block& block = *simt::current->block;
-  simt::meet(block.barriers[0], static_cast<int>(block.warps.size()) * 32, [] {});
+  simt::synchronize(block.barriers[0], static_cast<int>(block.warps.size()) * 32);
 }
 inline unsigned __shfl_sync(unsigned lanes, unsigned x, int source) {
   simt::Warp& warp = simt::warp();

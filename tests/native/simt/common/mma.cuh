@@ -18,7 +18,7 @@ T opaque(T x) {
 
 template <int kThreads>
 void named_barrier(int id) {
-  simt::meet(simt::current->block->barriers[id], kThreads, [] {});
+  simt::synchronize(simt::current->block->barriers[id], kThreads);
 }
 
 inline void add_release(int* counter, int x) {
@@ -33,6 +33,7 @@ inline int load_acquire(const int* counter) {
 inline void copy_async(uint32_t target, const void* source) {
   if (reinterpret_cast<uintptr_t>(source) % 16 != 0) simt::fail("cp.async from an unaligned address");
   std::memset(simt::shared(target, 16), 0xee, 16);
+  simt::note_write(target, 16);
   simt::current->open.push_back({target, source});
 }
 inline uint64_t evict_first_policy() { return 1; }
@@ -44,22 +45,27 @@ template <int kPending>
 void wait_copies() {
   auto& pending = simt::current->pending;
   for (; pending.size() > kPending; pending.pop_front()) {
-    for (const simt::Copy& copy : pending.front())
+    for (const simt::Copy& copy : pending.front()) {
+      simt::note_write(copy.target, 16);
       std::memcpy(simt::shared(copy.target, 16), copy.source, 16);
+    }
   }
 }
 
 template <int kWords>
 void load_shared(uint32_t* words, uint32_t address) {
+  simt::note_read(address, 4 * kWords);
   std::memcpy(words, simt::shared(address, 4 * kWords), 4 * kWords);
 }
 inline uint4 load_shared(uint32_t address) {
   uint4 x;
+  simt::note_read(address, 16);
   std::memcpy(&x, simt::shared(address, 16), 16);
   return x;
 }
 inline uint2 load_shared_pair(uint32_t address) {
   uint2 x;
+  simt::note_read(address, 8);
   std::memcpy(&x, simt::shared(address, 8), 8);
   return x;
 }
@@ -68,7 +74,10 @@ inline uint32_t load_shared_word(uint32_t address) {
   load_shared<1>(&x, address);
   return x;
 }
-inline void store_shared_word(uint32_t address, uint32_t x) { std::memcpy(simt::shared(address, 4), &x, 4); }
+inline void store_shared_word(uint32_t address, uint32_t x) {
+  simt::note_write(address, 4);
+  std::memcpy(simt::shared(address, 4), &x, 4);
+}
 
 // ldmatrix: lane l has row l / 4, columns 2 (l % 4) and the next of each.
 template <int kMatrices>
@@ -78,8 +87,9 @@ void load_matrices(uint32_t (&r)[kMatrices], uint32_t address) {
   simt::meet(warp, 32, [&] {
     for (int lane = 0; lane < 32; ++lane) {
       for (int i = 0; i < kMatrices; ++i) {
-        const char* const row = simt::shared(warp.in[8 * i + lane / 4][0], 16);
-        std::memcpy(&warp.out[lane][i], row + lane % 4 * 4, 4);
+        const std::uint32_t row = warp.in[8 * i + lane / 4][0];
+        simt::note_read(row + lane % 4 * 4, 4, simt::current[lane - simt::lane()]);
+        std::memcpy(&warp.out[lane][i], simt::shared(row, 16) + lane % 4 * 4, 4);
       }
     }
   });

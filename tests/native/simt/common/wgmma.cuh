@@ -6,8 +6,9 @@
 
 namespace sglk {
 
+// Orders nothing.
 inline bool elect_lane() {
-  __syncwarp();
+  simt::meet(simt::warp(), 32, [] {});
   return simt::lane() == 0;
 }
 
@@ -22,23 +23,27 @@ inline void complete_phase(simt::PhaseBarrier& barrier) {
   if (barrier.left > 0 || barrier.bytes > 0) return;
   barrier.left = barrier.arrivals;
   barrier.parity ^= 1;
+  barrier.completed = barrier.arriving;
 }
 inline void init_barrier(uint32_t address, int arrivals) {
   simt::shared(address, 8);
-  simt::current->block->phases[address] = {.arrivals = arrivals, .left = arrivals, .copies = {}};
+  simt::current->block->phases[address] = {
+      .arrivals = arrivals, .left = arrivals, .copies = {}, .arriving = {}, .completed = {}};
 }
 inline void fence_barriers() {}
 inline void arrive_expect(uint32_t address, int bytes) {
   simt::PhaseBarrier& barrier = phase_barrier(address);
   ++simt::events;
   barrier.bytes += bytes;
+  simt::release(barrier.arriving);
   if (--barrier.left < 0) simt::fail("more arrivals than the mbarrier expects");
   complete_phase(barrier);
 }
 inline void arrive(uint32_t address) { arrive_expect(address, 0); }
 // Makes the copies once nobody else is to arrive.
 inline void wait_barrier(uint32_t address, uint32_t parity) {
-  for (simt::PhaseBarrier& barrier = phase_barrier(address); barrier.parity == parity;) {
+  simt::PhaseBarrier& barrier = phase_barrier(address);
+  while (barrier.parity == parity) {
     simt::yield();
     if (barrier.parity != parity || barrier.left > 0) continue;
     for (const auto& copy : std::exchange(barrier.copies, {})) {
@@ -47,9 +52,20 @@ inline void wait_barrier(uint32_t address, uint32_t parity) {
     }
     complete_phase(barrier);
   }
+  simt::acquire(barrier.completed);
 }
 
 // --- copies ---
+
+// A copy's write: it happens after what its thread did before, and before what waits for its barrier.
+inline void note_copy(uint32_t target, std::size_t bytes, simt::PhaseBarrier& barrier) {
+  simt::note_write(target, bytes);
+  barrier.copies.emplace_back([&barrier, thread = simt::current->index, clock = simt::current->clock] {
+    simt::VectorClock own(clock.size());
+    own[thread] = clock[thread];
+    simt::join(barrier.arriving, own);
+  });
+}
 
 inline void copy_bulk(uint32_t target, const void* source, int bytes, uint32_t barrier) {
   if (bytes <= 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(source) % 16 != 0) {
@@ -60,6 +76,7 @@ inline void copy_bulk(uint32_t target, const void* source, int bytes, uint32_t b
   }
   simt::PhaseBarrier& phase = phase_barrier(barrier);
   char* const to = simt::shared(target, 16);
+  note_copy(target, static_cast<std::size_t>(bytes), phase);
   phase.copies.emplace_back([&phase, to, source, bytes] {
     std::memcpy(to, source, static_cast<std::size_t>(bytes));
     phase.bytes -= bytes;
@@ -85,6 +102,7 @@ inline void copy_box(uint32_t target, const void* map, int x, int y, uint32_t ba
   const BoxMap& box = *static_cast<const BoxMap*>(map);
   if (target % 1024 != 0) simt::fail("a box at an address that is no multiple of 1024");
   simt::PhaseBarrier& phase = phase_barrier(barrier);
+  note_copy(target, static_cast<std::size_t>(box.box_rows) * 128, phase);
   for (int row = 0; row < box.box_rows; ++row) {
     for (int chunk = 0; chunk < 8; ++chunk) {
       char* const to = simt::shared(swizzled(target + static_cast<uint32_t>(row * 128 + chunk * 16)), 16);
