@@ -43,7 +43,7 @@ for tool in "${tools[@]}"; do
   # Without the kernels of torch, whose names are mangled, and of cuBLAS, with which references multiply;
   # initcheck wants to see what they write.
   if [[ $tool != initcheck ]]; then
-    for substring in _Z cublas xmma; do options+=(--kernel-name-exclude "kns=$substring"); done
+    for substring in _Z cublas xmma nvjet; do options+=(--kernel-name-exclude "kns=$substring"); done
   fi
   # Torch probes the driver with calls that fail by design; a launch of ours that fails fails its test.
   [[ $tool != memcheck ]] || options+=(--report-api-errors no)
