@@ -8,7 +8,7 @@
 // process, and so does a wait of all threads for each other, and a race: two accesses to shared memory, one
 // of them a write, of which neither happens before the other (vector clocks; Flanagan and Freund, FastTrack,
 // 2009). Lanes of a warp are ordered by __syncwarp alone, as compute-sanitizer's racecheck has it. Not seen:
-// accesses through plain pointers, what wgmma reads, and global memory.
+// accesses through plain pointers, and global memory.
 #pragma once
 
 #include <ucontext.h>
@@ -22,7 +22,6 @@
 #include <deque>
 #include <functional>
 #include <map>
-#include <optional>
 #include <utility>
 #include <vector>
 
@@ -79,16 +78,16 @@ struct PhaseBarrier {
   int left;
   long bytes = 0;
   unsigned parity = 0;
-  std::vector<std::function<void()>> copies;
-  VectorClock arriving, completed;
+  std::vector<std::function<void()>> copies = {};
+  VectorClock arriving = {}, completed = {};
 };
 
-// Who accessed a word of shared memory last, and when.
+// Who accessed a word of shared memory, and when; time 0 is before all.
 struct Access {
   unsigned thread, time;
 };
 struct Word {
-  std::optional<Access> write;
+  Access write = {};          // the last
   std::vector<Access> reads;  // since then
 };
 
@@ -178,20 +177,18 @@ inline char* shared(std::uint32_t address, std::size_t bytes) {
   return memory.data() + address;
 }
 
-[[noreturn]] inline void fail_race(const char* what, const Thread& thread, const Access& other,
-                                   std::size_t word) {
+inline void check_order(const Access& other, const Thread& thread, const char* what, std::size_t word) {
+  if (other.time <= thread.clock[other.thread]) return;
   std::printf("block %d, thread %u: %s of thread %u, at %zu: a race\n", thread.block->index, thread.index,
               what, other.thread, word * 4);
   std::exit(3);
 }
 
 // A thread's accesses: at once to a multiple of 4 bytes.
-inline void note_read(std::uint32_t address, std::size_t bytes, Thread& thread = *current) {
+inline void note_read(std::uint32_t address, std::size_t bytes, const Thread& thread = *current) {
   for (std::size_t i = address / 4; i < (address + bytes) / 4; ++i) {
     Word& word = thread.block->words[i];
-    if (word.write && word.write->time > thread.clock[word.write->thread]) {
-      fail_race("reads beside a write", thread, *word.write, i);
-    }
+    check_order(word.write, thread, "reads beside a write", i);
     const auto own = std::find_if(word.reads.begin(), word.reads.end(),
                                   [&](const Access& read) { return read.thread == thread.index; });
     const Access read{thread.index, thread.clock[thread.index]};
@@ -205,12 +202,8 @@ inline void note_read(std::uint32_t address, std::size_t bytes, Thread& thread =
 inline void note_write(std::uint32_t address, std::size_t bytes) {
   for (std::size_t i = address / 4; i < (address + bytes) / 4; ++i) {
     Word& word = current->block->words[i];
-    if (word.write && word.write->time > current->clock[word.write->thread]) {
-      fail_race("writes beside a write", *current, *word.write, i);
-    }
-    for (const Access& read : word.reads) {
-      if (read.time > current->clock[read.thread]) fail_race("writes beside a read", *current, read, i);
-    }
+    check_order(word.write, *current, "writes beside a write", i);
+    for (const Access& read : word.reads) check_order(read, *current, "writes beside a read", i);
     word.write = {current->index, current->clock[current->index]};
     word.reads.clear();
   }

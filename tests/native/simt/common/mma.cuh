@@ -30,6 +30,7 @@ inline int load_acquire(const int* counter) {
   return *counter;
 }
 
+// Writes at any time until it is waited for: as a race sees it, at both ends.
 inline void copy_async(uint32_t target, const void* source) {
   if (reinterpret_cast<uintptr_t>(source) % 16 != 0) simt::fail("cp.async from an unaligned address");
   std::memset(simt::shared(target, 16), 0xee, 16);

@@ -27,8 +27,7 @@ inline void complete_phase(simt::PhaseBarrier& barrier) {
 }
 inline void init_barrier(uint32_t address, int arrivals) {
   simt::shared(address, 8);
-  simt::current->block->phases[address] = {
-      .arrivals = arrivals, .left = arrivals, .copies = {}, .arriving = {}, .completed = {}};
+  simt::current->block->phases[address] = {.arrivals = arrivals, .left = arrivals};
 }
 inline void fence_barriers() {}
 inline void arrive_expect(uint32_t address, int bytes) {
@@ -60,11 +59,9 @@ inline void wait_barrier(uint32_t address, uint32_t parity) {
 // A copy's write: it happens after what its thread did before, and before what waits for its barrier.
 inline void note_copy(uint32_t target, std::size_t bytes, simt::PhaseBarrier& barrier) {
   simt::note_write(target, bytes);
-  barrier.copies.emplace_back([&barrier, thread = simt::current->index, clock = simt::current->clock] {
-    simt::VectorClock own(clock.size());
-    own[thread] = clock[thread];
-    simt::join(barrier.arriving, own);
-  });
+  const unsigned thread = simt::current->index, time = simt::current->clock[thread];
+  barrier.copies.emplace_back(
+      [&barrier, thread, time] { barrier.arriving[thread] = std::max(barrier.arriving[thread], time); });
 }
 
 inline void copy_bulk(uint32_t target, const void* source, int bytes, uint32_t barrier) {
@@ -137,7 +134,8 @@ inline void commit_products() {
 // The address, in 16 bytes.
 inline uint64_t operand_descriptor(uint32_t address) { return address / 16; }
 
-// Of the threads of a warp, whose registers are read where they lie.
+// Of the threads of a warp, whose registers are read where they lie. Any of them that has waited is after it;
+// the first, which elect_lane elects, reads for all.
 template <class T, int kN>
 void multiply(const simt::Thread* warp, std::size_t index) {
   const auto product = [&](int lane) -> const simt::Product& {
@@ -147,6 +145,7 @@ void multiply(const simt::Thread* warp, std::size_t index) {
   for (int k = 0; k < 16; ++k) {
     for (int n = 0; n < kN; ++n) {
       const auto address = static_cast<uint32_t>(product(0).b * 16) + static_cast<uint32_t>(n * 128 + k * 2);
+      if (k % 8 == 0) simt::note_read(swizzled(address), 16, warp[0]);
       T x;
       std::memcpy(&x, simt::shared(swizzled(address), 2), 2);
       b[k][n] = to_float(x);
