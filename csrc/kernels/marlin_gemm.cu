@@ -189,11 +189,12 @@ __device__ __forceinline__ void report_part(const Params& p, int first) {
 }
 
 // Adds the sums of all teams, and of all blocks where this one began the tile, and stores them; hands them
-// over where it did not.
+// over where it did not. C::kFindsEarly: known_first, of the block's units, and known, of the piece.
 template <class C>
 __device__ __forceinline__ void finish_piece(const Params& p, const Sums<C>& sum, const Place<C>& place,
-                                             const Piece& piece, char* team_sums) {
-  const int block = opaque(block_index()), first = p.partition.first(block);
+                                             const Piece& piece, int known_first, const Target& known,
+                                             char* team_sums) {
+  const int block = opaque(block_index()), first = C::kFindsEarly ? known_first : p.partition.first(block);
   equalize_barriers<C>(place.team, piece.begin - first, piece.end - piece.begin);
   const bool reports_now = !C::kReportsLate || piece.end == p.partition.first(block + 1);
   if (piece.begin > first) {  // the sums that teams handed each other must have been read
@@ -202,18 +203,23 @@ __device__ __forceinline__ void finish_piece(const Params& p, const Sums<C>& sum
   }
   OwnSums<C> own = {};
   add_teams<C>(own, sum, place, team_sums);
-  const TileIndex index = p.tiles.at(piece.tile);
+  const TileIndex index = C::kFindsEarly ? known.index : p.tiles.at(piece.tile);
   const int m0 = index.m * C::kTokens, n0 = index.n * kTileN + place.warp * C::kColumns, rows = p.m - m0;
   if (piece.begin > piece.tile_begin) {
     hand_over<C>(p, own, place, block, rows);
     if (reports_now) {
       block_barrier<C>();
-      report_part(p, first);
+      if (!C::kFindsEarly) {
+        report_part(p, first);
+      } else if (threadIdx.x == 0) {
+        add_release(p.arrivals + known.first, 1);
+      }
     }
     return;
   }
   if (piece.end < piece.tile_end) {
-    collect<C>(p, own, place, block, p.partition.block_of(piece.tile_end - 1), rows);
+    const int last = C::kFindsEarly ? known.last : p.partition.block_of(piece.tile_end - 1);
+    collect<C>(p, own, place, block, last, rows);
   }
   if (n0 < p.n) store_tile<C>(p, own, place, m0, n0);
 }
@@ -256,8 +262,10 @@ __device__ __forceinline__ void run(const Params& p) {
 
   while (begin < ahead.last) {
     Accumulators<C> acc = {};
+    Target target = {};
     {
       const Piece piece(p, begin, ahead.last);
+      if constexpr (C::kFindsEarly) target = Target::of(p, piece.tile).kept();
       const int units = piece.end - begin, before = begin - ahead.first;
       const int unit = team_unit(place.team, C::kTeams, before, units);
       const int team_units = team_unit(place.team + 1, C::kTeams, before, units) - unit;
@@ -269,7 +277,7 @@ __device__ __forceinline__ void run(const Params& p) {
       }
     }
     const Piece piece(p, opaque(begin), ahead.last);  // anew, so as not to take registers meanwhile
-    finish_piece<C>(p, acc.sum, place, piece, team_sums);
+    finish_piece<C>(p, acc.sum, place, piece, ahead.first, target, team_sums);
     begin = piece.end;
   }
 }

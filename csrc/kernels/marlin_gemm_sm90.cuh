@@ -36,6 +36,7 @@ struct Config {
   static constexpr int kConsumers = kTile.consumers();
   static constexpr bool kIsTight = kTokens == 128;  // sums and weights take nearly all registers
   static constexpr bool kScalesSums = kGroup_ != 0;
+  static constexpr bool kFindsEarly = kTokens == 16;  // as in marlin_gemm_copy.cuh
   // Stages whose weights are copied while the predecessor drains. What comes early holds up how its blocks
   // add up their parts: with all stages 16 to 64 tokens through small layers took 5 to 8 % longer (H200,
   // 2026-11-28).
@@ -449,6 +450,8 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
     __syncwarp();  // all lanes have read before one of them arrives, which electing it does not order
     if (elect_lane()) arrive(ring.empty + slot * 8);
   };
+  Target next = {};
+  if (C::kFindsEarly && begin < last) next = Target::of(p, p.partition.tile.divide(begin));
   wait_for_predecessor();
   Slot<C> slot{team};
   int turn = team;  // of the team: units from the next piece's first to its own first
@@ -456,6 +459,7 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
     const int tile = p.partition.tile.divide(begin);
     const int tile_begin = tile * p.partition.tile.value, tile_end = tile_begin + p.partition.tile.value;
     const int end = min(last, tile_end);
+    const Target target = C::kFindsEarly ? next.kept() : Target{};
     Sums<C> sum = {}, group_sum = {};
     Weights<C> w[C::kBuffers];
     Raw<C> raw;
@@ -528,12 +532,13 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
     OwnSums<C> own;
     add_teams<C>(own, sum, ring, team);
     // Opaque: what is computed of it must not lie in registers during the products.
-    const TileIndex index = p.tiles.at(opaque(tile));
+    const TileIndex index = C::kFindsEarly ? target.index : p.tiles.at(opaque(tile));
     const int m0 = index.m * C::kTokens, n0 = index.n * kTileN + column_half * 128 + opaque(warp) * 32;
     int place_in_tile = 0, blocks = 1;
     if (end - begin < p.partition.tile.value) {
-      const int first = p.partition.block_of(tile_begin);
-      place_in_tile = block - first, blocks = p.partition.block_of(tile_end - 1) - first + 1;
+      const int first = C::kFindsEarly ? target.first : p.partition.block_of(tile_begin);
+      place_in_tile = block - first;
+      blocks = (C::kFindsEarly ? target.last : p.partition.block_of(tile_end - 1)) - first + 1;
       collect<C>(p, own, block, first, blocks, column_half, team, p.m - m0);
     }
     if (place_in_tile == 0) {
@@ -546,6 +551,7 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
         add_release(p.arrivals + block - place_in_tile + parent.place, 1 << parent.child);
     }
     begin = end;
+    if (C::kFindsEarly && begin < last) next = Target::of(p, tile + 1);
   }
 }
 

@@ -69,6 +69,23 @@ __device__ __forceinline__ void add_teams(OwnSums<C>& own, const Sums<C>& sum, c
   }
 }
 
+// Where the sums of a tile go, and who has a part of them.
+struct Target {
+  TileIndex index;
+  int first, last;  // blocks
+
+  __device__ __forceinline__ static Target of(const Params& p, int tile) {
+    const int begin = tile * p.partition.tile.value;
+    return {p.tiles.at(tile), p.partition.block_of(begin),
+            p.partition.block_of(begin + p.partition.tile.value - 1)};
+  }
+  // The same, in registers. The broadcast tells the compiler that a warp does not diverge on them.
+  __device__ __forceinline__ Target kept() const {
+    const auto keep = [](int x) -> int { return __shfl_sync(0xffffffffu, x, 0); };
+    return {{keep(index.m), keep(index.n)}, keep(first), keep(last)};
+  }
+};
+
 // A part, in float4: [warp of a team][16 columns][8 tokens][lane].
 template <class C>
 constexpr int kPartSize = C::kTokens * kTileN / 4;
