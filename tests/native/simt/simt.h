@@ -7,8 +7,8 @@
 // for another runs before it; shared memory begins as 0xee. An address beyond it or unaligned ends the
 // process, and so does a wait of all threads for each other, and a race: two accesses to shared memory, one
 // of them a write, of which neither happens before the other (vector clocks; Flanagan and Freund, FastTrack,
-// 2009). Lanes of a warp are ordered by __syncwarp alone, as compute-sanitizer's racecheck has it. Not seen:
-// accesses through plain pointers, and global memory.
+// 2009). Lanes of a warp are ordered by __syncwarp alone, as in PTX. Not seen: accesses through plain
+// pointers, and global memory.
 #pragma once
 
 #include <ucontext.h>
