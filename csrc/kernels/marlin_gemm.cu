@@ -265,7 +265,7 @@ __device__ __forceinline__ void run(const Params& p) {
     Target target = {};
     {
       const Piece piece(p, begin, ahead.last);
-      if constexpr (C::kFindsEarly) target = Target::of(p, piece.tile).kept();
+      if constexpr (C::kFindsEarly) target = Target::of(p, piece.tile);
       const int units = piece.end - begin, before = begin - ahead.first;
       const int unit = team_unit(place.team, C::kTeams, before, units);
       const int team_units = team_unit(place.team + 1, C::kTeams, before, units) - unit;

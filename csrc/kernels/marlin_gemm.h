@@ -197,8 +197,10 @@ struct Params {
 
 // --- the kernels of sm_90a (marlin_gemm_sm90.cuh) ---
 
-constexpr int kSm90Unit = 128;    // rows
-constexpr int kSm90TileCost = 2;  // as kTileCost
+constexpr int kSm90Unit = 128;                              // rows
+constexpr int kSm90TileCost = 2;                            // as kTileCost
+constexpr int kSm90Producers = 4;                           // threads that copy, of as many warps
+constexpr int kSm90Rows = kSm90Unit / 16 / kSm90Producers;  // of weights of a unit, that one copies
 
 // tokens × kTileN columns, in stages of a unit. `teams` of two warpgroups take turns with the units.
 struct Sm90Tile {
@@ -232,6 +234,11 @@ constexpr Sm90Tile kSm90Tile32Group{32, 6, 2, 128};
 constexpr Sm90Tile kSm90Tile64{64, 4, 2};
 constexpr Sm90Tile kSm90Tile128{128, 4, 1};
 
+// Of scales and zero points of a unit.
+SGLK_HOST_DEVICE constexpr int unit_groups_of(int group_shift) {
+  return group_shift < 2 ? 4 >> group_shift : 1;
+}
+
 // The blocks that share a tile add up their parts: up to `flat` at the first of them, more up a binary tree.
 // A block has children after it alone, so that it waits for blocks placed before it. Places count from the
 // first block of the tile.
@@ -258,12 +265,15 @@ SGLK_HOST_DEVICE inline Parent parent_of(int place, int blocks, int flat) {
   return {place & (place - 1), child};
 }
 
-struct alignas(64) TokenMap {  // CUtensorMap of a: boxes of [tokens, 64]
+struct alignas(64) TensorMap {  // CUtensorMap
   unsigned long words[16];
 };
 
 struct Sm90Params {
-  TokenMap tokens;
+  TensorMap tokens;   // of a, swizzled: boxes of [tokens, 64]
+  TensorMap weights;  // of 16 rows × 1 column, 8 bytes, each: boxes of [kSm90Rows, kTileN]
+  TensorMap scales;   // boxes of [a unit's groups, kTileN]
+  TensorMap zeros;    // of 8 columns each: boxes of [a unit's groups, kTileN / 8]
   Params common;
 };
 

@@ -25,7 +25,6 @@
 
 namespace sglk::marlin_gemm::sm90 {
 
-constexpr int kProducers = 4;  // threads that copy, of as many warps
 constexpr int kUnitSteps = kSm90Unit / 16;
 
 template <class T_, int kTokens_, int kStages_, int kTeams_, int kGroup_>
@@ -79,75 +78,61 @@ __device__ __forceinline__ void consumer_barrier() {
 
 // One thread of each warp: starts a quarter of all copies of the block. (One thread for all was too slow, and
 // so is what divides in the inner loop: 60 to 90 clocks a copy, more than the memory needs; H200,
-// 2026-11-27.) It is elected: were it chosen by its number, each copy would be a loop over the lanes.
+// 2026-11-27.) It is elected: were it chosen by its number, each copy would be a loop over the lanes. By
+// tensor maps: racecheck follows no other copies through an mbarrier.
 template <class C>
 __device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ring, int begin, int last,
                                         int warp) {
-  constexpr int kRows = kSm90Unit / 16 / kProducers;  // of weights of a unit
   const Params& p = params.common;
-  const int64_t row_bytes = int64_t{p.n} * 8, unit_bytes = row_bytes * (kSm90Unit / 16);
   // Warps 0 and 1 copy half of the tokens each, 2 the scales, 3 the zero points.
   const bool has_tokens = warp < 2, has_group = warp == 2 || (warp == 3 && p.zeros != nullptr);
-  const int left = warp == 2 ? 2 : 0;  // columns << left >> 1 are bytes
-  const char* const groups = static_cast<const char*>(warp == 2 ? p.scales : p.zeros);
-  const uint32_t group_offset = warp == 2 ? C::kScales : C::kZeros;
-  const int64_t group_bytes = int64_t{p.n} << left >> 1;
-  const int unit_groups = p.group_shift < 2 ? 4 >> p.group_shift : 1;
-  if (has_tokens) prefetch_map(&params.tokens);
+  const TensorMap* const map = warp < 2 ? &params.tokens : warp == 2 ? &params.scales : &params.zeros;
+  const int group_bytes = warp == 2 ? kTileN * 2 : kTileN / 2;
+  const uint32_t offset = has_tokens ? warp * C::kHalfTokens : warp == 2 ? C::kScales : C::kZeros;
+  const int bytes = kSm90Rows * kTileN * 8 + (has_tokens  ? C::kHalfTokens
+                                              : has_group ? unit_groups_of(p.group_shift) * group_bytes
+                                                          : 0);
+  if (has_tokens || has_group) prefetch_map(map);
   const uint64_t policy = p.tiles.m == 1 ? evict_first_policy() : evict_normal_policy();  // of weights
   bool is_first = true;
   Slot<C> slot;
   while (begin < last) {
     const int tile = p.partition.tile.divide(begin);
     const TileIndex index = p.tiles.at(tile);
-    const int n0 = index.n * kTileN, columns = min(kTileN, p.n - n0), m0 = index.m * C::kTokens;
+    const int n0 = index.n * kTileN, m0 = index.m * C::kTokens, group_x = warp == 2 ? n0 : n0 / 8;
     int unit = begin - tile * p.partition.tile.value;
     const int end = min(p.partition.tile.value, last - tile * p.partition.tile.value);
-    const char* weight =
-        static_cast<const char*>(p.weight) + unit * unit_bytes + warp * kRows * row_bytes + int64_t{n0} * 8;
-    const int copied = columns << left >> 1;  // of a group
-    const char* const group = groups + (n0 << left >> 1);
-    const int bytes = kRows * columns * 8 + (has_tokens  ? C::kHalfTokens
-                                             : has_group ? unit_groups * copied
-                                                         : 0);
     begin += end - unit;
-    const auto copy_weights = [&](int slot, const char* from) {
-      const uint32_t full = ring.full + slot * 8, target = ring.base + slot * C::kTile.stage_bytes();
+    const auto copy_weights = [&](int slot, int unit) {
+      const uint32_t full = ring.full + slot * 8;
       arrive_expect(full, bytes);
-#pragma unroll
-      for (int row = 0; row < kRows; ++row) {
-        copy_bulk(target + C::kWeights + (warp * kRows + row) * (kTileN * 8), from + row * row_bytes,
-                  columns * 8, full, policy);
-      }
+      copy_box(ring.base + slot * C::kTile.stage_bytes() + C::kWeights + warp * (kSm90Rows * kTileN * 8),
+               &params.weights, n0, unit * (kSm90Unit / 16) + warp * kSm90Rows, full, policy);
     };
     int early = 0;
     if (is_first) {  // as in marlin_gemm.cu: weights come while the predecessor drains
       early = min(C::kEarly, end - unit);
-      for (int i = 0; i < early; ++i) copy_weights(i, weight + i * unit_bytes);
+#pragma unroll 1
+      for (int i = 0; i < early; ++i) copy_weights(i, unit + i);
       wait_for_predecessor();
       let_successor_start();
       is_first = false;
     }
+#pragma unroll 1
     for (; unit < end; ++unit) {
       const uint32_t full = ring.full + slot.index * 8;
-      const uint32_t target = ring.base + slot.index * C::kTile.stage_bytes();
+      const uint32_t target = ring.base + slot.index * C::kTile.stage_bytes() + offset;
       if (early > 0) {
         --early;
       } else {
         wait_barrier(ring.empty + slot.index * 8, slot.parity ^ 1);
-        copy_weights(slot.index, weight);
+        copy_weights(slot.index, unit);
       }
       if (has_tokens) {
-        copy_box(target + warp * C::kHalfTokens, &params.tokens, unit * kSm90Unit + warp * 64, m0, full);
+        copy_box(target, map, unit * kSm90Unit + warp * 64, m0, full);
       } else if (has_group) {
-        const char* source = group + (unit * 4 >> p.group_shift) * group_bytes;
-        uint32_t to = target + group_offset;
-        for (int row = 0; row < unit_groups; ++row) {
-          copy_bulk(to, source, copied, full);
-          source += group_bytes, to += kTileN << left >> 1;
-        }
+        copy_box(target, map, group_x, unit * 4 >> p.group_shift, full);
       }
-      weight += unit_bytes;
       slot.advance();
     }
   }
@@ -459,7 +444,7 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
     const int tile = p.partition.tile.divide(begin);
     const int tile_begin = tile * p.partition.tile.value, tile_end = tile_begin + p.partition.tile.value;
     const int end = min(last, tile_end);
-    const Target target = C::kFindsEarly ? next.kept() : Target{};
+    const Target target = next;
     Sums<C> sum = {}, group_sum = {};
     Weights<C> w[C::kBuffers];
     Raw<C> raw;
@@ -565,7 +550,7 @@ __device__ __forceinline__ void run(const Sm90Params& params) {
   ring.empty = ring.full + C::kStages * 8;
   if (threadIdx.x == 0) {
     for (int i = 0; i < C::kStages; ++i) {
-      init_barrier(ring.full + i * 8, kProducers);
+      init_barrier(ring.full + i * 8, kSm90Producers);
       init_barrier(ring.empty + i * 8, C::kConsumers / C::kTeams / 32);
     }
     fence_barriers();

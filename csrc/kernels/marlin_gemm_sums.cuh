@@ -74,15 +74,14 @@ struct Target {
   TileIndex index;
   int first, last;  // blocks
 
+  // In registers: the broadcast tells the compiler that a warp does not diverge on them.
   __device__ __forceinline__ static Target of(const Params& p, int tile) {
-    const int begin = tile * p.partition.tile.value;
-    return {p.tiles.at(tile), p.partition.block_of(begin),
-            p.partition.block_of(begin + p.partition.tile.value - 1)};
-  }
-  // The same, in registers. The broadcast tells the compiler that a warp does not diverge on them.
-  __device__ __forceinline__ Target kept() const {
     const auto keep = [](int x) -> int { return __shfl_sync(0xffffffffu, x, 0); };
-    return {{keep(index.m), keep(index.n)}, keep(first), keep(last)};
+    const int begin = tile * p.partition.tile.value;
+    const TileIndex index = p.tiles.at(tile);
+    return {{keep(index.m), keep(index.n)},
+            keep(p.partition.block_of(begin)),
+            keep(p.partition.block_of(begin + p.partition.tile.value - 1))};
   }
 };
 

@@ -85,21 +85,45 @@ struct Launch {
   }
 };
 
-// The boxes of [tokens, 64] in which the sm_90a kernels copy a.
-TokenMap map_tokens(const Params& p, ElementType type, int tokens) {
-  static_assert(sizeof(TokenMap) == sizeof(CUtensorMap) && alignof(TokenMap) >= alignof(CUtensorMap));
-  TokenMap map;
-  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(p.k), static_cast<cuuint64_t>(p.m)};
-  const cuuint64_t stride[] = {static_cast<cuuint64_t>(p.m > 1 ? p.a_stride : p.k) * 2};
-  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(tokens)}, steps[] = {1, 1};
-  check_cuda(
-      driver().tensor_map_encode_tiled(
-          reinterpret_cast<CUtensorMap*>(&map),
-          type == kBf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
-          const_cast<void*>(p.a), sizes, stride, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-          CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
-      "cuTensorMapEncodeTiled");
+// A matrix [rows, columns], and the boxes in which the sm_90a kernels copy it.
+struct Matrix {
+  const void* data;
+  CUtensorMapDataType type;
+  int64_t rows, columns, row_bytes;
+  int box_rows, box_columns;
+  CUtensorMapSwizzle swizzle = CU_TENSOR_MAP_SWIZZLE_NONE;
+};
+
+TensorMap map_of(const Matrix& matrix) {
+  static_assert(sizeof(TensorMap) == sizeof(CUtensorMap) && alignof(TensorMap) >= alignof(CUtensorMap));
+  TensorMap map;
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(matrix.columns), static_cast<cuuint64_t>(matrix.rows)};
+  const cuuint64_t stride[] = {static_cast<cuuint64_t>(matrix.row_bytes)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(matrix.box_columns),
+                            static_cast<cuuint32_t>(matrix.box_rows)};
+  const cuuint32_t steps[] = {1, 1};
+  check_cuda(driver().tensor_map_encode_tiled(
+                 reinterpret_cast<CUtensorMap*>(&map), matrix.type, 2, const_cast<void*>(matrix.data), sizes,
+                 stride, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, matrix.swizzle,
+                 CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+             "cuTensorMapEncodeTiled");
   return map;
+}
+
+Sm90Params sm90_params(const Params& p, ElementType type, int tokens) {
+  const auto half = type == kBf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const int64_t n = p.n, a_row = p.m > 1 ? p.a_stride : p.k;
+  const int unit_groups = unit_groups_of(p.group_shift);
+  Sm90Params params{};
+  params.common = p;
+  params.tokens = map_of({p.a, half, p.m, p.k, a_row * 2, tokens, 64, CU_TENSOR_MAP_SWIZZLE_128B});
+  params.weights = map_of({p.weight, CU_TENSOR_MAP_DATA_TYPE_FLOAT64, p.k / 16, n, n * 8, kSm90Rows, kTileN});
+  params.scales = map_of({p.scales, half, p.groups, n, n * 2, unit_groups, kTileN});
+  if (p.zeros != nullptr) {
+    params.zeros =
+        map_of({p.zeros, CU_TENSOR_MAP_DATA_TYPE_INT32, p.groups, n / 8, n / 2, unit_groups, kTileN / 8});
+  }
+  return params;
 }
 
 void check_sizes(int64_t n, int64_t k) {
@@ -241,7 +265,7 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
   const Dim3 grid{static_cast<uint32_t>(choice.partition.blocks), 1, 1};
   if (is_sm90) {
     launch(kernel_of(selection, launch.type), grid, sm90_tile.threads(), choice.shared_bytes,
-           Sm90Params{map_tokens(params, launch.type, sm90_tile.tokens), params});
+           sm90_params(params, launch.type, sm90_tile.tokens));
   } else {
     launch(kernel_of(selection, launch.type), grid, tile.threads(), choice.shared_bytes, params);
   }

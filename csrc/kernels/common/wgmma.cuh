@@ -42,27 +42,20 @@ __device__ __forceinline__ void wait_barrier(uint32_t barrier, uint32_t parity) 
 
 // --- copies by the copy engine, which arrive at a barrier in bytes ---
 
-// bytes: a multiple of 16; both addresses are aligned to 16.
-__device__ __forceinline__ void copy_bulk(uint32_t target, const void* source, int bytes, uint32_t barrier) {
+// The box of a tensor map whose first element is (x, y), to an address aligned to 128 bytes, or 1024 where
+// the map swizzles. What is beyond the matrix is zero, and counts.
+__device__ __forceinline__ void copy_box(uint32_t target, const void* map, int x, int y, uint32_t barrier,
+                                         uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
-      "l"(source), "r"(bytes), "r"(barrier)
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(target),
+      "l"(map), "r"(x), "r"(y), "r"(barrier), "l"(policy)
       : "memory");
 }
-__device__ __forceinline__ void copy_bulk(uint32_t target, const void* source, int bytes, uint32_t barrier,
-                                          uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1], %2, [%3], %4;" ::"r"(target),
-      "l"(source), "r"(bytes), "r"(barrier), "l"(policy)
-      : "memory");
-}
-// The box of a tensor map whose first element is (x, y).
 __device__ __forceinline__ void copy_box(uint32_t target, const void* map, int x, int y, uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
-      "%3}], "
-      "[%4];" ::"r"(target),
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3}], [%4];" ::"r"(target),
       "l"(map), "r"(x), "r"(y), "r"(barrier)
       : "memory");
 }

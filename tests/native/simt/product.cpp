@@ -136,11 +136,16 @@ Kernel sm90_kernel(int index, const Problem& p) {
   const int shape = (index - 2 * kShapeCount) % kSm90ShapeCount;
   const Sm90Tile& tile = kSm90Shapes[shape].tile;
   const auto run = [kernel = entry_point<Sm90Params>(kernel_name(index)), tile](const Params& params) {
-    static_assert(sizeof(sglk::BoxMap) <= sizeof(TokenMap));
-    const sglk::BoxMap map{static_cast<const char*>(params.a), params.a_stride * 2, params.m, params.k,
-                           tile.tokens};
-    Sm90Params all{{}, params};
-    std::memcpy(&all.tokens, &map, sizeof map);
+    static_assert(sizeof(sglk::BoxMap) <= sizeof(TensorMap));
+    const int n = params.n, groups = params.groups, unit_groups = unit_groups_of(params.group_shift);
+    Sm90Params all{{}, {}, {}, {}, params};
+    const std::pair<TensorMap*, sglk::BoxMap> maps[] = {
+        {&all.tokens, {params.a, params.a_stride * 2, params.m, params.k, tile.tokens, 64, 2, true}},
+        {&all.weights, {params.weight, n * 8l, params.k / 16, n, kSm90Rows, kTileN, 8}},
+        {&all.scales, {params.scales, n * 2l, groups, n, unit_groups, kTileN, 2}},
+        {&all.zeros, {params.zeros, n / 2l, groups, n / 8, unit_groups, kTileN / 8, 4}},
+    };
+    for (const auto& [to, map] : maps) std::memcpy(to, &map, sizeof map);
     kernel(all);
   };
   return {kUint4, false, tile.tokens, tile.threads(), arrange_sm90(shape, p.m, p.n, p.k, p.multiprocessors),

@@ -64,31 +64,14 @@ inline void note_copy(uint32_t target, std::size_t bytes, simt::PhaseBarrier& ba
       [&barrier, thread, time] { barrier.arriving[thread] = std::max(barrier.arriving[thread], time); });
 }
 
-inline void copy_bulk(uint32_t target, const void* source, int bytes, uint32_t barrier) {
-  if (bytes <= 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(source) % 16 != 0) {
-    simt::fail("a bulk copy of unaligned bytes");
-  }
-  for (int i = 0; i < bytes; i += 16) {
-    std::memset(simt::shared(target + static_cast<uint32_t>(i), 16), 0xee, 16);
-  }
-  simt::PhaseBarrier& phase = phase_barrier(barrier);
-  char* const to = simt::shared(target, 16);
-  note_copy(target, static_cast<std::size_t>(bytes), phase);
-  phase.copies.emplace_back([&phase, to, source, bytes] {
-    std::memcpy(to, source, static_cast<std::size_t>(bytes));
-    phase.bytes -= bytes;
-  });
-}
-inline void copy_bulk(uint32_t target, const void* source, int bytes, uint32_t barrier, uint64_t) {
-  copy_bulk(target, source, bytes, barrier);
-}
-
-// The tensor map of a matrix of 16-bit elements, of which boxes are [rows, 64].
+// The tensor map of a matrix.
 struct BoxMap {
-  const char* data;
+  const void* data;
   long row_bytes;
   int rows, columns;
-  int box_rows;
+  int box_rows, box_columns;
+  int element_bytes;
+  bool is_swizzled = false;
 };
 
 // Where a byte lies under the swizzle of 128 bytes.
@@ -97,14 +80,17 @@ inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7)
 // Elements beyond the matrix are zero.
 inline void copy_box(uint32_t target, const void* map, int x, int y, uint32_t barrier) {
   const BoxMap& box = *static_cast<const BoxMap*>(map);
-  if (target % 1024 != 0) simt::fail("a box at an address that is no multiple of 1024");
+  if (target % (box.is_swizzled ? 1024 : 128) != 0) simt::fail("a box at an unaligned address");
   simt::PhaseBarrier& phase = phase_barrier(barrier);
-  note_copy(target, static_cast<std::size_t>(box.box_rows) * 128, phase);
+  const int row_bytes = box.box_columns * box.element_bytes, bytes = box.box_rows * row_bytes;
+  note_copy(target, static_cast<std::size_t>(bytes), phase);
   for (int row = 0; row < box.box_rows; ++row) {
-    for (int chunk = 0; chunk < 8; ++chunk) {
-      char* const to = simt::shared(swizzled(target + static_cast<uint32_t>(row * 128 + chunk * 16)), 16);
-      const bool is_within = y + row < box.rows && x + chunk * 8 < box.columns;
-      const char* const from = box.data + (y + row) * box.row_bytes + (x + chunk * 8) * 2;
+    for (int byte = 0; byte < row_bytes; byte += 16) {
+      const uint32_t address = target + static_cast<uint32_t>(row * row_bytes + byte);
+      char* const to = simt::shared(box.is_swizzled ? swizzled(address) : address, 16);
+      const bool is_within = y + row < box.rows && x + byte / box.element_bytes < box.columns;
+      const char* const from =
+          static_cast<const char*>(box.data) + (y + row) * box.row_bytes + x * box.element_bytes + byte;
       std::memset(to, 0xee, 16);
       phase.copies.emplace_back([=] {
         if (is_within) {
@@ -115,7 +101,10 @@ inline void copy_box(uint32_t target, const void* map, int x, int y, uint32_t ba
       });
     }
   }
-  phase.copies.emplace_back([&phase, bytes = box.box_rows * 128] { phase.bytes -= bytes; });
+  phase.copies.emplace_back([&phase, bytes] { phase.bytes -= bytes; });
+}
+inline void copy_box(uint32_t target, const void* map, int x, int y, uint32_t barrier, uint64_t) {
+  copy_box(target, map, x, y, barrier);
 }
 inline void prefetch_map(const void*) {}
 
