@@ -328,6 +328,7 @@ __device__ __forceinline__ void gather(const Params& p) {
   SGLK_MARLIN_GEMM(dtype, type, u4_m32_group, kInt4, false, kTile32Group)        \
   SGLK_MARLIN_GEMM(dtype, type, u4_m32_long, kInt4, false, kTile32Long)          \
   SGLK_MARLIN_GEMM(dtype, type, u4_m64, kInt4, false, kTile64)                   \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m64_group, kInt4, false, kTile64Group)        \
   SGLK_MARLIN_GEMM(dtype, type, u4_m128, kInt4, false, kTile128)                 \
   SGLK_MARLIN_GEMM(dtype, type, u4_m128_long, kInt4, false, kTile128Long)        \
   SGLK_MARLIN_GEMM(dtype, type, u8_m16, kInt8, false, kTile16Byte)               \

@@ -63,6 +63,7 @@ constexpr Tile kTile32Deep{32, 32, 2, 8, 2, 4};
 constexpr Tile kTile32Group{32, 32, 2, 4, 3, 4, 128};
 constexpr Tile kTile32Long{32, 32, 2, 8, 3, 4, 128};
 constexpr Tile kTile64{64, 32, 2, 4, 2, 4};
+constexpr Tile kTile64Group{64, 32, 2, 4, 2, 4, 128};
 constexpr Tile kTile128{128, 32, 1, 4, 3, 1};
 constexpr Tile kTile128Long{128, 32, 1, 8, 2, 1, 128};
 constexpr Tile kTile16Byte{16, 64, 2, 2, 4, 4};  // for weights of 8 bits

@@ -120,18 +120,20 @@ def test_an_rtx_5090_is_kept_busy(native: Any, m: int, n: int, k: int) -> None:
     assert choice[4] == 170
 
 
-@pytest.mark.parametrize(("m", "n", "k", "name"), [
-    (17, 10240, 5120, "u4_m32_long"),
-    (32, 51200, 5120, "u4_m32_long"),
-    (32, 256, 5120, "u4_m32_group"),
-    (64, 51200, 5120, "u4_m64"),
-    (128, 51200, 5120, "u4_m128_long"),
-    (128, 5120, 8192, "u4_m64"),  # a block's ten units do not pay for the larger tile's sums
-    (256, 5120, 25600, "u4_m128_long"),
-    (65, 64, 128, "u4_m64"),
+@pytest.mark.parametrize(("m", "n", "k", "group", "name"), [
+    (17, 10240, 5120, 128, "u4_m32_long"),
+    (32, 51200, 5120, 128, "u4_m32_long"),
+    (32, 256, 5120, 128, "u4_m32_group"),
+    (64, 51200, 5120, 128, "u4_m64_group"),
+    (64, 51200, 5120, 64, "u4_m64"),
+    (64, 51200, 5120, 0, "u4_m64"),
+    (128, 51200, 5120, 128, "u4_m128_long"),
+    (128, 5120, 8192, 128, "u4_m64_group"),  # a block's ten units do not pay for the larger tile's sums
+    (256, 5120, 25600, 128, "u4_m128_long"),
+    (65, 64, 128, 128, "u4_m64_group"),
 ])  # fmt: skip
-def test_which_tile_is_taken(native: Any, m: int, n: int, k: int, name: str) -> None:
-    shape = native.marlin_gemm.choose(m, n, k, 0, False, 128, *H200)[0]
+def test_which_tile_is_taken(native: Any, m: int, n: int, k: int, group: int, name: str) -> None:
+    shape = native.marlin_gemm.choose(m, n, k, 0, False, group, *H200)[0]
     assert native.marlin_gemm.shapes[shape][0] == name
 
 

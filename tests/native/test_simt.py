@@ -21,7 +21,7 @@ WRONG = "of the error allowed"
 RACE = "a race"
 ORDERED = ("u4_act_order_m64", "u8_act_order_m64")
 OF_128 = (  # groups of 128 rows alone
-    *("u4_m8_long", "u4_m16_long", "u4_m32_group", "u4_m32_long", "u4_m128_long"),
+    *("u4_m8_long", "u4_m16_long", "u4_m32_group", "u4_m32_long", "u4_m64_group", "u4_m128_long"),
 )
 TILES = (
     *("u4_m8", "u4_m8_deep", "u4_m16", "u4_m16_deep", "u4_m32", "u4_m32_deep", "u4_m64", "u4_m128"),

@@ -34,6 +34,7 @@ constexpr Shape kShapes[] = {
     {"u4_m32_group", kUint4, false, kTile32Group},
     {"u4_m32_long", kUint4, false, kTile32Long, 8},
     {"u4_m64", kUint4, false, kTile64},
+    {"u4_m64_group", kUint4, false, kTile64Group},
     {"u4_m128", kUint4, false, kTile128, 80},  // whose sums, 128 KB, take long to hand over
     {"u4_m128_long", kUint4, false, kTile128Long, 20},
     {"u8_m16", kUint8, false, kTile16Byte},
