@@ -227,7 +227,7 @@ __device__ __forceinline__ void finish_piece(const Params& p, const Sums<C>& sum
 template <class C>
 __device__ __forceinline__ void run(const Params& p) {
   char* const shared = dynamic_shared();
-  const Place<C> place(p);
+  Place<C> place;
   Ring<C> ring;
   const int team = C::kReadsOnce ? threadIdx.x / C::kTeamThreads : place.team;  // see copy_async
   ring.base = opaque(shared_address(shared) + team * (C::kStages * C::kUnitBytes));
@@ -236,9 +236,9 @@ __device__ __forceinline__ void run(const Params& p) {
 
   const int last = p.partition.first(block_index() + 1);
   int begin = p.partition.first(block_index());
-  Walk<C> ahead(p, place, begin, last);
   // The first weights come while the predecessor drains: nothing that lets its successor start early writes
   // weights (pdl.cuh).
+  Walk<C> ahead(p, place, begin, last);
   Walk<C> early = ahead;
   uint32_t slot = ring.base;
 #pragma unroll 1
@@ -246,6 +246,8 @@ __device__ __forceinline__ void run(const Params& p) {
     early.template copy<true, false>(p, place, slot);
     slot += C::kUnitBytes;
   }
+  place.find_addresses(p);
+  ahead.open_rest(p, place);
 #pragma unroll
   for (int i = 0; i < Place<C>::kGroupCopies; ++i) {
     if (place.copies_group[i] && ahead.left > 0) prefetch_l2(ahead.group_at(p, place, i));

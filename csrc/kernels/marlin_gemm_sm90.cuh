@@ -76,14 +76,29 @@ __device__ __forceinline__ void consumer_barrier() {
   named_barrier<C::kConsumers>(1);
 }
 
+// What a block has of a tile: units of it, from its next one on.
+struct Piece {
+  TileIndex index;
+  int unit, end;
+
+  __device__ __forceinline__ Piece(const Params& p, int begin, int last) {
+    const int tile = p.partition.tile.divide(begin), tile_begin = tile * p.partition.tile.value;
+    index = p.tiles.at(tile);
+    unit = begin - tile_begin;
+    end = min(p.partition.tile.value, last - tile_begin);
+  }
+};
+
 // One thread of each warp: starts a quarter of all copies of the block. (One thread for all was too slow, and
 // so is what divides in the inner loop: 60 to 90 clocks a copy, more than the memory needs; H200,
 // 2026-11-27.) It is elected: were it chosen by its number, each copy would be a loop over the lanes. By
 // tensor maps: racecheck follows no other copies through an mbarrier.
 template <class C>
-__device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ring, int begin, int last,
-                                        int warp) {
+__device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ring, int block) {
   const Params& p = params.common;
+  int begin = p.partition.first(block);
+  const int last = p.partition.first(block + 1);
+  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
   // Warps 0 and 1 copy half of the tokens each, 2 the scales, 3 the zero points.
   const bool has_tokens = warp < 2, has_group = warp == 2 || (warp == 3 && p.zeros != nullptr);
   const TensorMap* const map = warp < 2 ? &params.tokens : warp == 2 ? &params.scales : &params.zeros;
@@ -92,16 +107,18 @@ __device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ri
   const int bytes = kSm90Rows * kTileN * 8 + (has_tokens  ? C::kHalfTokens
                                               : has_group ? unit_groups_of(p.group_shift) * group_bytes
                                                           : 0);
-  if (has_tokens || has_group) prefetch_map(map);
   const uint64_t policy = p.tiles.m == 1 ? evict_first_policy() : evict_normal_policy();  // of weights
+  Piece piece(p, begin, last);
+  __syncthreads();  // others have set up the barriers meanwhile
+  give_up_registers<C::kTeams == 1 ? 40 : 32>();
+  if (!elect_lane()) return;
+
   bool is_first = true;
   Slot<C> slot;
   while (begin < last) {
-    const int tile = p.partition.tile.divide(begin);
-    const TileIndex index = p.tiles.at(tile);
-    const int n0 = index.n * kTileN, m0 = index.m * C::kTokens, group_x = warp == 2 ? n0 : n0 / 8;
-    int unit = begin - tile * p.partition.tile.value;
-    const int end = min(p.partition.tile.value, last - tile * p.partition.tile.value);
+    const int n0 = piece.index.n * kTileN, m0 = piece.index.m * C::kTokens;
+    const int group_x = warp == 2 ? n0 : n0 / 8, end = piece.end;
+    int unit = piece.unit;
     begin += end - unit;
     const auto copy_weights = [&](int slot, int unit) {
       const uint32_t full = ring.full + slot * 8;
@@ -114,6 +131,7 @@ __device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ri
       early = min(C::kEarly, end - unit);
 #pragma unroll 1
       for (int i = 0; i < early; ++i) copy_weights(i, unit + i);
+      if (has_tokens || has_group) prefetch_map(map);
       wait_for_predecessor();
       let_successor_start();
       is_first = false;
@@ -135,6 +153,7 @@ __device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ri
       }
       slot.advance();
     }
+    piece = Piece(p, begin, last);
   }
 }
 
@@ -187,7 +206,7 @@ __device__ __forceinline__ RawGroup read_group(const Place<C>& place, uint32_t s
 template <class C>
 __device__ __forceinline__ void fill_zeros(const Ring& ring) {
   constexpr int kWords = C::kTile.zero_bytes() / 4;
-  for (int i = threadIdx.x; i < C::kStages * kWords; i += C::kTile.threads()) {
+  for (int i = threadIdx.x - 128; i < C::kStages * kWords; i += C::kConsumers) {
     store_shared_word(ring.base + i / kWords * C::kTile.stage_bytes() + C::kZeros + i % kWords * 4,
                       0x88888888u);
   }
@@ -423,11 +442,23 @@ __device__ __forceinline__ void store_tile(const Params& p, const OwnSums<C>& su
 }
 
 template <class C>
-__device__ __forceinline__ void consume(const Params& p, const Ring& ring, int block, int begin, int last) {
+__device__ __forceinline__ void consume(const Params& p, const Ring& ring, int block) {
   using T = typename C::T;
   // The broadcasts tell the compiler that a warp does not diverge on these.
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128 - 1, 0);
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32 % 4, 0);
+  if (threadIdx.x == 128) {
+    for (int i = 0; i < C::kStages; ++i) {
+      init_barrier(ring.full + i * 8, kSm90Producers);
+      init_barrier(ring.empty + i * 8, C::kConsumers / C::kTeams / 32);
+    }
+    fence_barriers();
+  }
+  if (p.zeros == nullptr) fill_zeros<C>(ring);
+  __syncthreads();
+  take_registers<C::kTeams == 1 ? 232 : 112>();
+  int begin = __shfl_sync(0xffffffffu, p.partition.first(block), 0);
+  const int last = __shfl_sync(0xffffffffu, p.partition.first(block + 1), 0);
   const int column_half = warpgroup % 2, team = C::kTeams == 1 ? 0 : warpgroup / 2;
   const Place<C> place(p, column_half, warp, threadIdx.x % 32);
   const int zero_shift = warp % 2 * 8;
@@ -548,26 +579,12 @@ __device__ __forceinline__ void run(const Sm90Params& params) {
   ring.base = __shfl_sync(0xffffffffu, (shared_address(dynamic_shared()) + 1023) & ~1023u, 0);
   ring.full = ring.base + C::kStages * C::kTile.stage_bytes();
   ring.empty = ring.full + C::kStages * 8;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < C::kStages; ++i) {
-      init_barrier(ring.full + i * 8, kSm90Producers);
-      init_barrier(ring.empty + i * 8, C::kConsumers / C::kTeams / 32);
-    }
-    fence_barriers();
-  }
-  if (p.zeros == nullptr) fill_zeros<C>(ring);
-  __syncthreads();
-
   // A block waits for those after it in the list, which therefore come first in the grid.
   const int block = gridDim.x - 1 - blockIdx.x;
-  const int begin = p.partition.first(block), last = p.partition.first(block + 1);
   if (threadIdx.x < 128) {
-    give_up_registers<C::kTeams == 1 ? 40 : 32>();
-    const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
-    if (elect_lane()) produce<C>(params, ring, begin, last, warp);
+    produce<C>(params, ring, block);
   } else {
-    take_registers<C::kTeams == 1 ? 232 : 112>();
-    consume<C>(p, ring, block, begin, last);
+    consume<C>(p, ring, block);
   }
 }
 
