@@ -7,9 +7,6 @@
 #   PYTEST_ARGUMENT  narrows the tests: -- -k norm
 #
 # PYTHON names the Python that has torch and sgl_kernel (default: python3).
-# On sm_90 racecheck names, in marlin_gemm's kernels of sm_90a, the reads of a ring's stage beside the bulk copy
-# that fills it next. An mbarrier orders them, as tests/native/test_simt.py checks; racecheck follows none for
-# such copies. After the first it reports no more: narrow the tests to see what else there is.
 # Exit code: 0, or that of the first tool that found something.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
