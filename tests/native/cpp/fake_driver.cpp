@@ -212,14 +212,28 @@ CUresult CUDAAPI cuKernelSetAttribute(CUfunction_attribute which, int value, CUk
   const bool is_limit = which == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
   return is_limit && value == machine().shared_memory - 128 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
-CUresult CUDAAPI cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank, void* address,
-                                        const cuuint64_t*, const cuuint64_t* strides, const cuuint32_t* box,
-                                        const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                                        CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+// What the driver API asks of a map of two dimensions.
+CUresult CUDAAPI cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank,
+                                        void* address, const cuuint64_t* sizes, const cuuint64_t* strides,
+                                        const cuuint32_t* box, const cuuint32_t* steps, CUtensorMapInterleave,
+                                        CUtensorMapSwizzle swizzle, CUtensorMapL2promotion,
+                                        CUtensorMapFloatOOBfill) {
   FAKE_CUDA(cuTensorMapEncodeTiled);
+  if (rank != 2) return CUDA_ERROR_INVALID_VALUE;
+  const cuuint64_t element = type == CU_TENSOR_MAP_DATA_TYPE_FLOAT64 ? 8
+                             : type == CU_TENSOR_MAP_DATA_TYPE_INT32 ? 4
+                                                                     : 2;
   const bool is_aligned = reinterpret_cast<uintptr_t>(address) % 16 == 0 && strides[0] % 16 == 0 &&
                           reinterpret_cast<uintptr_t>(map) % 64 == 0;
-  return rank == 2 && is_aligned && box[0] <= 256 && box[1] <= 256 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+  const bool has_rows = strides[0] >= sizes[0] * element && strides[0] < cuuint64_t{1} << 40;
+  const cuuint64_t box_row = box[0] * element;
+  const bool is_box = box_row % 16 == 0 && (swizzle != CU_TENSOR_MAP_SWIZZLE_128B || box_row <= 128);
+  for (int i = 0; i < 2; ++i) {
+    if (sizes[i] == 0 || sizes[i] > cuuint64_t{1} << 32 || box[i] == 0 || box[i] > 256 || steps[i] != 1) {
+      return CUDA_ERROR_INVALID_VALUE;
+    }
+  }
+  return is_aligned && has_rows && is_box ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 CUresult CUDAAPI cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** params, void**) {
   FAKE_CUDA(cuLaunchKernelEx);
