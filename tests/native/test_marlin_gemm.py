@@ -282,6 +282,16 @@ def test_rows_too_far_apart_are_copied_first(gpu: Any, m: int, stride: int, laun
     assert len(gpu.driver.launches()) == launches
 
 
+@pytest.mark.parametrize("groups", [1, 8, 16, 32])
+@pytest.mark.parametrize("n", [64, 256])
+def test_zero_points_on_the_path_of_sm_90a(gpu: Any, n: int, groups: int) -> None:
+    values = arguments(0, m=33, n=n, groups=groups)
+    values[4] = Tensor(groups, n // 8, dtype="int32")
+    values[9] = UINT4
+    gpu.torch.call(OPS[0], values)
+    assert [launch["kernel"] for launch in gpu.driver.launches()] == ["marlin_gemm_sm90_bf16_u4_m64"]
+
+
 def test_nothing_is_launched_for_no_rows(gpu: Any) -> None:
     gpu.torch.call(OPS[0], arguments(0, m=0))
     assert gpu.driver.launches() == []
