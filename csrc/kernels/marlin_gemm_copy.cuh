@@ -108,8 +108,8 @@ struct Place {
     thread = team_warp * 32 + threadIdx.x % 32;
   }
 
-  // What the first copies of weights do without, for which a block has nothing else to do: with all that is
-  // needed later found after them, a layer of one token takes 2 % less (H200, 2026-11-29).
+  // What the first copies of weights do without, so that it does not hold them up (a layer of one token takes
+  // 2 % less; H200, 2026-11-29).
   __device__ __forceinline__ void find_addresses(const Params& p) {
     const int tile = warp / C::kSharers, share = warp % C::kSharers;
     weights = opaque(tile * (C::kPlanes * 512) + lane * 16 + share * (C::kBits == 4 ? 8 : 512));

@@ -1,4 +1,5 @@
-// Which Marlin GEMM kernel, and into how many blocks its work is cut: pure functions, tested on the CPU.
+// Which Marlin GEMM kernel, into how many blocks its work is cut, and in which boxes sm_90a copies it: pure
+// functions, tested on the CPU.
 #pragma once
 
 #include <algorithm>
@@ -162,6 +163,28 @@ inline Choice arrange_sm90(int shape, int64_t m, int64_t n, int64_t k, int multi
 
 inline Choice choose_sm90(int64_t m, int64_t n, int64_t k, int64_t group, int multiprocessors) {
   return arrange_sm90(choose_sm90_shape(m, n, k, group, multiprocessors), m, n, k, multiprocessors);
+}
+
+// A matrix, and the boxes in which the copy engine copies it.
+struct BoxedMatrix {
+  const void* data;
+  int element_bytes;
+  int64_t rows, columns, row_bytes;
+  int box_rows, box_columns;
+  bool is_swizzled = false;  // by 128 bytes
+};
+// By the maps of Sm90Params, which says what they hold.
+struct Sm90Matrices {
+  BoxedMatrix tokens, weights, scales, zeros;
+};
+// tokens: of the tile.
+inline Sm90Matrices sm90_matrices(const Params& p, int tokens) {
+  const int64_t n = p.n, token_bytes = (p.m > 1 ? int64_t{p.a_stride} : p.k) * 2;
+  const int unit_groups = unit_groups_of(p.group_shift);
+  return {{p.a, 2, p.m, p.k, token_bytes, tokens, 64, true},
+          {p.weight, 8, p.k / 16, n, n * 8, kSm90Rows, kTileN},
+          {p.scales, 2, p.groups, n, n * 2, unit_groups, kTileN},
+          {p.zeros, 4, p.groups, n / 8, n / 2, unit_groups, kTileN / 8}};
 }
 
 inline int kernel_index(ElementType type, int shape) { return int{type} * kShapeCount + shape; }

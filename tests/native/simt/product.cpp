@@ -132,21 +132,22 @@ Kernel generic_kernel(int index, const Problem& p) {
           entry_point<Params>(kernel_name(index))};
 }
 
+TensorMap map_of(const BoxedMatrix& matrix) {
+  static_assert(sizeof(sglk::BoxMap) <= sizeof(TensorMap));
+  const sglk::BoxMap box{matrix.data,     matrix.row_bytes,   matrix.rows,          matrix.columns,
+                         matrix.box_rows, matrix.box_columns, matrix.element_bytes, matrix.is_swizzled};
+  TensorMap map{};
+  std::memcpy(&map, &box, sizeof box);
+  return map;
+}
+
 Kernel sm90_kernel(int index, const Problem& p) {
   const int shape = (index - 2 * kShapeCount) % kSm90ShapeCount;
   const Sm90Tile& tile = kSm90Shapes[shape].tile;
   const auto run = [kernel = entry_point<Sm90Params>(kernel_name(index)), tile](const Params& params) {
-    static_assert(sizeof(sglk::BoxMap) <= sizeof(TensorMap));
-    const int n = params.n, groups = params.groups, unit_groups = unit_groups_of(params.group_shift);
-    Sm90Params all{{}, {}, {}, {}, params};
-    const std::pair<TensorMap*, sglk::BoxMap> maps[] = {
-        {&all.tokens, {params.a, params.a_stride * 2, params.m, params.k, tile.tokens, 64, 2, true}},
-        {&all.weights, {params.weight, n * 8l, params.k / 16, n, kSm90Rows, kTileN, 8}},
-        {&all.scales, {params.scales, n * 2l, groups, n, unit_groups, kTileN, 2}},
-        {&all.zeros, {params.zeros, n / 2l, groups, n / 8, unit_groups, kTileN / 8, 4}},
-    };
-    for (const auto& [to, map] : maps) std::memcpy(to, &map, sizeof map);
-    kernel(all);
+    const Sm90Matrices matrices = sm90_matrices(params, tile.tokens);
+    kernel({map_of(matrices.tokens), map_of(matrices.weights), map_of(matrices.scales),
+            map_of(matrices.zeros), params});
   };
   return {kUint4, false, tile.tokens, tile.threads(), arrange_sm90(shape, p.m, p.n, p.k, p.multiprocessors),
           run};

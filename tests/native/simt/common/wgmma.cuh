@@ -67,11 +67,9 @@ inline void note_copy(uint32_t target, std::size_t bytes, simt::PhaseBarrier& ba
 // The tensor map of a matrix.
 struct BoxMap {
   const void* data;
-  long row_bytes;
-  int rows, columns;
-  int box_rows, box_columns;
-  int element_bytes;
-  bool is_swizzled = false;
+  long row_bytes, rows, columns;
+  int box_rows, box_columns, element_bytes;
+  bool is_swizzled;
 };
 
 // Where a byte lies under the swizzle of 128 bytes.
