@@ -65,10 +65,20 @@ template <class C>
 struct Slot {
   int index = 0;
   uint32_t parity = 0;
-  __device__ __forceinline__ void advance(int by = 1) {
-    index += by;
-    if (index >= C::kStages) index -= C::kStages, parity ^= 1;
+  __device__ __forceinline__ void advance() {
+    if (++index == C::kStages) index = 0, parity ^= 1;
   }
+};
+
+// Addresses of a stage and its barriers.
+template <class C>
+struct Stage {
+  uint32_t data, barriers;
+  Stage() = default;
+  __device__ __forceinline__ Stage(const Ring& ring, unsigned index)
+      : data(ring.base + index * C::kTile.stage_bytes()), barriers(ring.base + index * 8) {}
+  __device__ __forceinline__ uint32_t full() const { return barriers + C::kStages * C::kTile.stage_bytes(); }
+  __device__ __forceinline__ uint32_t empty() const { return full() + C::kStages * 8; }
 };
 
 template <class C>
@@ -188,18 +198,20 @@ struct Place {
 };
 
 template <class C>
-__device__ __forceinline__ RawGroup read_group(const Place<C>& place, uint32_t stage, int row) {
-  RawGroup raw;
+__device__ __forceinline__ uint2 read_scales(const Place<C>& place, uint32_t stage, int row) {
   const uint32_t scales = stage + place.scales + row * (kTileN * 2);
-  if (C::kScalesSums || place.groups > 1) {
-    raw.scales = load_shared_pair(scales);
-  } else {
-    const uint4 v = load_shared(scales);
-    const int select = threadIdx.x / 4 % 2 ? 0x7632 : 0x5410;
-    raw.scales = {__byte_perm(v.x, v.y, select), __byte_perm(v.z, v.w, select)};
-  }
-  raw.zeros = load_shared_word(stage + place.zeros + row * (kTileN / 2));
-  return raw;
+  if (C::kScalesSums || place.groups > 1) return load_shared_pair(scales);
+  const uint4 v = load_shared(scales);
+  const int select = threadIdx.x / 4 % 2 ? 0x7632 : 0x5410;
+  return {__byte_perm(v.x, v.y, select), __byte_perm(v.z, v.w, select)};
+}
+template <class C>
+__device__ __forceinline__ uint32_t read_zeros(const Place<C>& place, uint32_t stage, int row) {
+  return load_shared_word(stage + place.zeros + row * (kTileN / 2));
+}
+template <class C>
+__device__ __forceinline__ RawGroup read_group(const Place<C>& place, uint32_t stage, int row) {
+  return {read_scales<C>(place, stage, row), read_zeros<C>(place, stage, row)};
 }
 
 // Without zero points all are 8, in every stage.
@@ -232,7 +244,7 @@ __device__ __forceinline__ void unpack_group(Group& group, const RawGroup& raw, 
   group.scale[2] = twice_low(raw.scales.y), group.scale[3] = twice_high(raw.scales.y);
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
-    const ZeroOffset pair = zero_offset<T>(raw.zeros >> (shift + 4 * b));
+    const ZeroOffset pair = zero_offset<T>(raw.zeros >> shift >> 4 * b);
     group.offset[2 * b] = {twice_low(pair.low), twice_low(pair.high)};
     group.offset[2 * b + 1] = {twice_high(pair.low), twice_high(pair.high)};
   }
@@ -462,15 +474,15 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
   const int column_half = warpgroup % 2, team = C::kTeams == 1 ? 0 : warpgroup / 2;
   const Place<C> place(p, column_half, warp, threadIdx.x % 32);
   const int zero_shift = warp % 2 * 8;
-  const auto release = [&](int slot) {
+  const auto release = [&](uint32_t empty) {
     __syncwarp();  // all lanes have read before one of them arrives, which electing it does not order
-    if (elect_lane()) arrive(ring.empty + slot * 8);
+    if (elect_lane()) arrive(empty);
   };
   Target next = {};
   if (C::kFindsEarly && begin < last) next = Target::of(p, p.partition.tile.divide(begin));
   wait_for_predecessor();
-  Slot<C> slot{team};
-  int turn = team;  // of the team: units from the next piece's first to its own first
+  unsigned ahead = team;  // units from the block's first to the next that the team opens
+  int turn = team;        // and from the next piece's first
   while (begin < last) {
     const int tile = p.partition.tile.divide(begin);
     const int tile_begin = tile * p.partition.tile.value, tile_end = tile_begin + p.partition.tile.value;
@@ -481,20 +493,26 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
     Raw<C> raw;
     RawGroup raw_group;
     Group group;
-    int done = -1;  // the slot whose products were committed last, and may not be complete
+    Stage<C> next_stage;
+    uint32_t done = 0;  // `empty` of the stage whose products were committed last, and may not be complete
     const auto open_unit = [&] {
-      wait_barrier(ring.full + slot.index * 8, slot.parity);
-      const uint32_t stage = ring.base + slot.index * C::kTile.stage_bytes();
-      read_words<C>(raw, place, stage, 0);
-      if (!C::kIsTight) raw_group = read_group<C>(place, stage, 0);
+      next_stage = Stage<C>(ring, ahead % C::kStages);
+      wait_barrier(next_stage.full(), ahead / C::kStages % 2);
+      ahead += C::kTeams;
+      read_words<C>(raw, place, next_stage.data, 0);
+      if (!C::kIsTight) raw_group.zeros = read_zeros<C>(place, next_stage.data, 0);
+      if (!C::kIsTight && !C::kScalesSums) raw_group.scales = read_scales<C>(place, next_stage.data, 0);
     };
-    int unit = begin + turn;
-    if (C::kTeams == 1 || unit < end) open_unit();
+    int left = (end - begin - turn + C::kTeams - 1) / C::kTeams;  // units of the team
+    turn += left * C::kTeams - (end - begin);
+    if (C::kTeams == 1 || left > 0) open_unit();
+    bool goes_on = left > 0;
 #pragma unroll 1
-    for (; unit < end; unit += C::kTeams) {
-      const int current = slot.index;
-      const uint32_t stage = ring.base + current * C::kTile.stage_bytes();
-      slot.advance(C::kTeams);
+    while (goes_on) {
+      goes_on = --left > 0;
+      const Stage<C> current = next_stage;
+      const uint32_t stage = current.data;
+      const uint64_t stage_tokens = operand_descriptor(stage);
 #pragma unroll
       for (int batch = 0; batch < C::kBatches; ++batch) {
         auto& now = w[batch % C::kBuffers];
@@ -514,7 +532,7 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
         }
         if (!C::kIsTight && !is_last) read_words<C>(raw, place, stage, batch + 1);
         constexpr int kHalfBatches = C::kBatches / 2;
-        const uint64_t tokens = operand_descriptor(stage + batch / kHalfBatches * C::kHalfTokens) +
+        const uint64_t tokens = stage_tokens + batch / kHalfBatches * (C::kHalfTokens / 16) +
                                 batch % kHalfBatches * (C::kSteps * 2);
         open_products();
 #pragma unroll
@@ -527,23 +545,22 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
         }
         commit_products();
         if (C::kIsTight && !is_last) read_words<C>(raw, place, stage, batch + 1);
-        const RawGroup closing = raw_group;
-        if (is_last && unit + C::kTeams < end) open_unit();
+        if (is_last && C::kScalesSums) raw_group.scales = read_scales<C>(place, stage, 0);
+        if (is_last && goes_on) open_unit();
         wait_products<C::kBuffers - 1>();
         if (C::kBuffers > 1) {
-          if (batch == 0 && done >= 0) release(done);
+          if (batch == 0 && done != 0) release(done);
         } else if (is_last) {
-          if constexpr (C::kScalesSums) close_group<C>(sum, group_sum, closing);
-          release(current);
+          if constexpr (C::kScalesSums) close_group<C>(sum, group_sum, raw_group);
+          release(current.empty());
         }
       }
-      done = current;
+      done = current.empty();
     }
     if (C::kBuffers > 1) {
       wait_products<0>();
       release(done);
     }
-    turn = unit - end;
 
     OwnSums<C> own;
     add_teams<C>(own, sum, ring, team);
@@ -581,10 +598,10 @@ __device__ __forceinline__ void run(const Sm90Params& params) {
   ring.empty = ring.full + C::kStages * 8;
   // A block waits for those after it in the list, which therefore come first in the grid.
   const int block = gridDim.x - 1 - blockIdx.x;
-  if (threadIdx.x < 128) {
-    produce<C>(params, ring, block);
-  } else {
+  if (threadIdx.x >= 128) {
     consume<C>(p, ring, block);
+  } else {
+    produce<C>(params, ring, block);
   }
 }
 

@@ -135,14 +135,14 @@ def test_many_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -
         WRONG,
     ),
     (
-        "batch == 0 && done >= 0) release(done);",  # a stage is filled anew while products still read it
-        "batch == 1) release(current);",
+        "batch == 0 && done != 0) release(done);",  # a stage is filled anew while products still read it
+        "batch == 1) release(current.empty());",
         ("marlin_gemm_sm90_bf16_u4_m128", 100, 320, 2048, 128, 1, 2, 1),
         RACE,
     ),
     (
-        "batch == 0 && done >= 0) release(done);",  # nor is one filled that is not given back
-        "batch == 1 && done > 0) release(done);",
+        "batch == 0 && done != 0) release(done);",  # nor is one filled that is not given back
+        "batch == 0 && done > ring.empty) release(done);",
         ("marlin_gemm_sm90_bf16_u4_m128", 100, 320, 2048, 128, 1, 2, 1),
         "every thread waits",
     ),
