@@ -88,8 +88,7 @@ __device__ __forceinline__ void wait_products() {
 // Descriptor of a [rows, 64] 16-bit operand in shared memory, aligned to 1024 bytes, swizzled by 128 bytes
 // (PTX ISA, "Matrix descriptor format"): eight rows are 1024 bytes. Add 2 for each step of 16 columns.
 __device__ __forceinline__ uint64_t operand_descriptor(uint32_t address) {
-  return (uint64_t{address} >> 4) | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 |
-         uint64_t{1} << 62;
+  return (uint64_t{address} >> 4) | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }
 
 // d[64, kN] = a[64, 16] · b[kN, 16]ᵀ, plus d where it adds, a in registers (fragments of mma.m16n8k16, a warp
