@@ -121,50 +121,58 @@ def test_many_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -
 
 
 # Where a GPU's copies and products are mostly there in time, and its lanes mostly together, these never are.
-@pytest.mark.parametrize(("old", "new", "case", "message"), [
+@pytest.mark.parametrize(("file", "old", "new", "case", "message"), [
     (
+        "marlin_gemm_copy.cuh",
         "wait_copies<C::kStages - 2>",
         "wait_copies<C::kStages - 1>",
         ("marlin_gemm_bf16_u4_m8", 3, 320, 640, 128, 1, 4, 1),
         RACE,
     ),
     (
+        "marlin_gemm_sm90.cuh",
         "wait_products<C::kBuffers - 1>",  # weights are made anew while products still read them
         "wait_products<C::kBuffers>",
         ("marlin_gemm_sm90_bf16_u4_m64", 50, 320, 640, 128, 1, 4, 1),
         WRONG,
     ),
     (
+        "marlin_gemm_sm90.cuh",
         "batch == 0 && done != 0) release(done);",  # a stage is filled anew while products still read it
         "batch == 1) release(current.empty());",
         ("marlin_gemm_sm90_bf16_u4_m128", 100, 320, 2048, 128, 1, 2, 1),
         RACE,
     ),
     (
+        "marlin_gemm_sm90.cuh",
         "batch == 0 && done != 0) release(done);",  # nor is one filled that is not given back
         "batch == 0 && done > ring.empty) release(done);",
         ("marlin_gemm_sm90_bf16_u4_m128", 100, 320, 2048, 128, 1, 2, 1),
         "every thread waits",
     ),
     (
+        "marlin_gemm_sm90_sums.cuh",
         "wait((1 << (blocks - 1)) - 1);",  # parts are added up before they are there
         "wait(0);",
         ("marlin_gemm_sm90_bf16_u4_m32", 20, 256, 4096, 128, 1, 30, 1),
         WRONG,
     ),
     (
+        "marlin_gemm_sm90_sums.cuh",
         "wait(1 << child);",
         "wait(1);",
         ("marlin_gemm_sm90_bf16_u4_m64", 20, 256, 4096, 128, 1, 30, 1),
         WRONG,
     ),
     (
+        "marlin_gemm_sm90.cuh",
         "    __syncwarp();",  # a stage is filled anew while other lanes than the one that arrives may read it
         "",
         ("marlin_gemm_sm90_bf16_u4_m16_group", 16, 320, 2048, 128, 1, 2, 1),
         RACE,
     ),
     (
+        "marlin_gemm_copy.cuh",
         "  team_barrier<C>(place.team);",  # other threads' copies are read
         "  (void)place;",
         ("marlin_gemm_bf16_u4_m8", 3, 320, 640, 128, 1, 4, 1),
@@ -172,8 +180,7 @@ def test_many_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -
     ),
 ], ids=["copies", "products", "stages", "release", "parts", "tree", "lanes", "barrier"])  # fmt: skip
 def test_a_wait_too_short_or_too_long_shows(
-    tmp_path: Path, old: str, new: str, case: tuple[str | int, ...], message: str
+    tmp_path: Path, file: str, old: str, new: str, case: tuple[str | int, ...], message: str
 ) -> None:
-    file = "marlin_gemm_sm90.cuh" if "_sm90_" in str(case[0]) else "marlin_gemm_copy.cuh"
     with pytest.raises(AssertionError, match=message):
         run(build(tmp_path, (file, old, new)), case)

@@ -86,7 +86,8 @@ __device__ __forceinline__ void wait_products() {
 }
 
 // Descriptor of a [rows, 64] 16-bit operand in shared memory, aligned to 1024 bytes, swizzled by 128 bytes
-// (PTX ISA, "Matrix descriptor format"): eight rows are 1024 bytes. Add 2 for each step of 16 columns.
+// (PTX ISA, "Matrix descriptor format"): eight rows are 1024 bytes. Add 2 for each step of 16 columns. A
+// block has less than 256 KB, so that its addresses fit the 14 bits.
 __device__ __forceinline__ uint64_t operand_descriptor(uint32_t address) {
   return (uint64_t{address} >> 4) | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }

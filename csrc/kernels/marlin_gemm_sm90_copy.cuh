@@ -1,0 +1,153 @@
+// How the blocks of marlin_gemm_sm90.cuh are laid out, and how what they multiply comes to shared memory.
+#pragma once
+
+#include "common/mma.cuh"
+#include "common/pdl.cuh"
+#include "common/wgmma.cuh"
+#include "marlin_gemm.h"
+
+namespace sglk::marlin_gemm::sm90 {
+
+constexpr int kUnitSteps = kSm90Unit / 16;
+
+template <class T_, int kTokens_, int kStages_, int kTeams_, int kGroup_>
+struct Config {
+  using T = T_;
+  static constexpr int kTokens = kTokens_, kStages = kStages_, kTeams = kTeams_;
+  static constexpr Sm90Tile kTile{kTokens, kStages, kTeams, kGroup_};
+  static constexpr int kConsumers = kTile.consumers();
+  static constexpr bool kIsTight = kTokens == 128;  // sums and weights take nearly all registers
+  static constexpr bool kScalesSums = kGroup_ != 0;
+  static constexpr bool kFindsEarly = kTokens == 16;  // as in marlin_gemm_copy.cuh
+  // Stages whose weights are copied while the predecessor drains. What comes early holds up how its blocks
+  // add up their parts: with all stages 16 to 64 tokens through small layers took 5 to 8 % longer (H200,
+  // 2026-11-28).
+  static constexpr int kEarly = kTokens == 64 ? 2 : 4;
+  static_assert(kEarly <= kStages);
+  // A stage is always the same team's: another's warp could wait for its next round while this one is not
+  // there yet, and find the parity that it waits for.
+  static_assert(kStages % kTeams == 0);
+  // Weights of so many steps of k16 are made at once, a multiple of two; of so many batches they are kept.
+  static constexpr int kSteps = kTeams == 1 ? 4 : 2, kBatches = kUnitSteps / kSteps;
+  static constexpr int kBuffers = kTeams == 1 ? 2 : 1;
+  static constexpr int kOwn = 2 / kTeams;  // of a warp's two sums of 16 columns, those that a team gets
+  static constexpr int kHalfTokens = kTile.token_bytes() / 2;
+  static constexpr int kWeights = kTile.token_bytes();  // offsets in a stage
+  static constexpr int kScales = kWeights + kTile.weight_bytes();
+  static constexpr int kZeros = kScales + kTile.scale_bytes();
+};
+
+struct Ring {
+  uint32_t base;   // of the first stage
+  uint32_t full;   // barriers: the bytes of a stage are there
+  uint32_t empty;  // all warps that multiply are done with it
+};
+
+// A place in the ring, and how often it was passed.
+template <class C>
+struct Slot {
+  int index = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++index == C::kStages) index = 0, parity ^= 1;
+  }
+};
+
+// Addresses of a stage and its barriers.
+template <class C>
+struct Stage {
+  uint32_t data, barriers;
+  Stage() = default;
+  __device__ __forceinline__ Stage(const Ring& ring, unsigned index)
+      : data(ring.base + index * C::kTile.stage_bytes()), barriers(ring.base + index * 8) {}
+  __device__ __forceinline__ uint32_t full() const { return barriers + C::kStages * C::kTile.stage_bytes(); }
+  __device__ __forceinline__ uint32_t empty() const { return full() + C::kStages * 8; }
+};
+
+template <class C>
+__device__ __forceinline__ void consumer_barrier() {
+  named_barrier<C::kConsumers>(1);
+}
+
+// What a block has of a tile: units of it, from its next one on.
+struct Piece {
+  TileIndex index;
+  int unit, end;
+
+  __device__ __forceinline__ Piece(const Params& p, int begin, int last) {
+    const int tile = p.partition.tile.divide(begin), tile_begin = tile * p.partition.tile.value;
+    index = p.tiles.at(tile);
+    unit = begin - tile_begin;
+    end = min(p.partition.tile.value, last - tile_begin);
+  }
+};
+
+// One thread of each warp: starts a quarter of all copies of the block. (One thread for all was too slow, and
+// so is what divides in the inner loop: 60 to 90 clocks a copy, more than the memory needs; H200,
+// 2026-11-27.) It is elected: were it chosen by its number, each copy would be a loop over the lanes. By
+// tensor maps: racecheck follows no other copies through an mbarrier.
+template <class C>
+__device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ring, int block) {
+  const Params& p = params.common;
+  int begin = p.partition.first(block);
+  const int last = p.partition.first(block + 1);
+  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+  // Warps 0 and 1 copy half of the tokens each, 2 the scales, 3 the zero points.
+  const bool has_tokens = warp < 2, has_group = warp == 2 || (warp == 3 && p.zeros != nullptr);
+  const TensorMap* const map = warp < 2 ? &params.tokens : warp == 2 ? &params.scales : &params.zeros;
+  const int group_bytes = warp == 2 ? kTileN * 2 : kTileN / 2;
+  const uint32_t offset = has_tokens ? warp * C::kHalfTokens : warp == 2 ? C::kScales : C::kZeros;
+  const int bytes = kSm90Rows * kTileN * 8 + (has_tokens  ? C::kHalfTokens
+                                              : has_group ? unit_groups_of(p.group_shift) * group_bytes
+                                                          : 0);
+  const uint64_t policy = p.tiles.m == 1 ? evict_first_policy() : evict_normal_policy();  // of weights
+  Piece piece(p, begin, last);
+  __syncthreads();  // others have set up the barriers meanwhile
+  give_up_registers<C::kTeams == 1 ? 40 : 32>();
+  if (!elect_lane()) return;
+
+  bool is_first = true;
+  Slot<C> slot;
+  while (begin < last) {
+    const int n0 = piece.index.n * kTileN, m0 = piece.index.m * C::kTokens;
+    const int group_x = warp == 2 ? n0 : n0 / 8, end = piece.end;
+    int unit = piece.unit;
+    begin += end - unit;
+    const auto copy_weights = [&](int slot, int unit) {
+      const uint32_t full = ring.full + slot * 8;
+      arrive_expect(full, bytes);
+      copy_box(ring.base + slot * C::kTile.stage_bytes() + C::kWeights + warp * (kSm90Rows * kTileN * 8),
+               &params.weights, n0, unit * (kSm90Unit / 16) + warp * kSm90Rows, full, policy);
+    };
+    int early = 0;
+    if (is_first) {  // as in marlin_gemm.cu: weights come while the predecessor drains
+      early = min(C::kEarly, end - unit);
+#pragma unroll 1
+      for (int i = 0; i < early; ++i) copy_weights(i, unit + i);
+      if (has_tokens || has_group) prefetch_map(map);
+      wait_for_predecessor();
+      let_successor_start();
+      is_first = false;
+    }
+#pragma unroll 1
+    for (; unit < end; ++unit) {
+      const uint32_t full = ring.full + slot.index * 8;
+      const uint32_t target = ring.base + slot.index * C::kTile.stage_bytes() + offset;
+      if (early > 0) {
+        --early;
+      } else {
+        wait_barrier(ring.empty + slot.index * 8, slot.parity ^ 1);
+        copy_weights(slot.index, unit);
+      }
+      if (has_tokens) {
+        copy_box(target, map, unit * kSm90Unit + warp * 64, m0, full);
+      } else if (has_group) {
+        copy_box(target, map, group_x, unit * 4 >> p.group_shift, full);
+      }
+      slot.advance();
+    }
+    piece = Piece(p, begin, last);
+  }
+}
+
+}  // namespace sglk::marlin_gemm::sm90
