@@ -124,7 +124,8 @@ constexpr int kTileCost = 5;
 
 // The work is the list of all tiles' units, one tile after the other, cut into a piece of about equal time
 // for each block. To begin a tile costs as much as `cost` units, because its block sums, hands over and
-// stores what it had of the one before. Where is_whole, blocks get whole tiles.
+// stores what it had of the one before. Where is_whole, blocks get whole tiles. A tile may be shorter in the
+// list than it is: its last block has the rest.
 struct Partition {
   int tiles;
   int cost;
@@ -132,14 +133,24 @@ struct Partition {
   int blocks;
   int longer;         // the first block with one unit more than those before it, which start later
   Divisor tile;       // units of a tile
-  Divisor tile_cost;  // and what it costs to begin it
+  Divisor tile_cost;  // what it takes of the list: those, and what it costs to begin it
   Divisor piece, longer_piece;
 
   // blocks: at most length().
   SGLK_HOST_DEVICE static constexpr Partition of(int tiles, int tile_units, int cost, bool is_whole,
                                                  int blocks) {
-    Partition p{tiles, cost, is_whole, blocks, 0, Divisor::of(tile_units), Divisor::of(tile_units + cost),
-                {},    {}};
+    return cut_list(tiles, tile_units, cost, tile_units + cost, is_whole, blocks);
+  }
+  // As many blocks share each tile, so that none has units of two; the first, or the last, has up to half as
+  // many fewer, or more, units than each other. sharers²: at most tile_units.
+  SGLK_HOST_DEVICE static constexpr Partition even(int tiles, int tile_units, int sharers) {
+    const int in_list = (tile_units + sharers / 2) / sharers * sharers;
+    const int cost = in_list > tile_units ? in_list - tile_units : 0;
+    return cut_list(tiles, tile_units, cost, in_list, false, tiles * sharers);
+  }
+  SGLK_HOST_DEVICE static constexpr Partition cut_list(int tiles, int tile_units, int cost, int in_list,
+                                                       bool is_whole, int blocks) {
+    Partition p{tiles, cost, is_whole, blocks, 0, Divisor::of(tile_units), Divisor::of(in_list), {}, {}};
     const int piece = p.length() / blocks;
     p.longer = blocks - p.length() % blocks;
     p.piece = Divisor::of(piece);
@@ -160,8 +171,10 @@ struct Partition {
   }
   // The block that has a unit.
   SGLK_HOST_DEVICE constexpr int block_of(int unit) const {
-    const int index = tile.divide(unit);
-    const int position = is_whole ? index : unit + (index + 1) * cost, rest = position - longer * piece.value;
+    const int index = tile.divide(unit), in_tile = unit - index * tile.value + cost;
+    const int in_list = in_tile < tile_cost.value ? in_tile : tile_cost.value - 1;
+    const int position = is_whole ? index : index * tile_cost.value + in_list;
+    const int rest = position - longer * piece.value;
     return rest < 0 ? piece.divide(position) : longer + longer_piece.divide(rest);
   }
 };

@@ -20,6 +20,7 @@ IDS = {0: UINT4B8, 1: UINT8B128, 2: FLOAT8}  # by the heuristics' weight type
 H200, RTX_5090 = (132, 232448), (170, 101376)  # multiprocessors, bytes of shared memory of a block
 GPUS = st.sampled_from([H200, RTX_5090, (108, 166912), (84, 101376)])
 QWEN3_32B = ((10240, 5120), (5120, 8192), (51200, 5120), (5120, 25600))
+SHORT = QWEN3_32B[:2]  # of whose tiles a block has less than 2048 rows
 
 
 @settings(deadline=None, max_examples=300)
@@ -85,6 +86,19 @@ def test_every_unit_belongs_to_one_block(
         )
 
 
+@settings(deadline=None, max_examples=300)
+@given(tiles=st.integers(1, 60), sharers=st.integers(2, 14), more=st.integers(0, 100))
+def test_sharers_of_a_tile_have_units_of_no_other(native: Any, tiles: int, sharers: int, more: int) -> None:
+    tile_units = sharers**2 + more
+    partition = native.marlin_gemm.Partition.even(tiles, tile_units, sharers)
+    assert partition.blocks == tiles * sharers
+    first = [partition.first(block) for block in range(partition.blocks + 1)]
+    assert first[::sharers] == [tile * tile_units for tile in range(tiles + 1)]
+    for block, (begin, end) in enumerate(itertools.pairwise(first)):
+        assert abs((end - begin) - tile_units / sharers) <= sharers / 2
+        assert all(partition.block_of(unit) == block for unit in range(begin, end))
+
+
 @settings(max_examples=1000)
 @given(x=st.integers(0, 2**31 - 1), by=st.integers(1, 2**31 - 1) | st.integers(1, 1000))
 def test_divisors_divide(native: Any, x: int, by: int) -> None:
@@ -117,7 +131,23 @@ def test_every_tile_is_numbered_once(native: Any, m_tiles: int, n_tiles: int) ->
 def test_an_rtx_5090_is_kept_busy(native: Any, m: int, n: int, k: int) -> None:
     choice = native.marlin_gemm.choose(m, n, k, 0, False, 128, *RTX_5090)
     assert native.marlin_gemm.shapes[choice[0]][0] == ("u4_m8" if m <= 8 else "u4_m16")
-    assert choice[4] == 170
+    assert choice[4] == (160 if (n, k) in SHORT else 170)
+
+
+@pytest.mark.parametrize(("n", "k"), QWEN3_32B)
+@pytest.mark.parametrize("m", [1, 16])
+def test_short_pieces_end_with_tiles(native: Any, m: int, n: int, k: int) -> None:
+    """Where that leaves few multiprocessors idle."""
+    for choice in (
+        native.marlin_gemm.choose(m, n, k, 0, False, 128, *H200),
+        native.marlin_gemm.choose_sm90(m, n, k, 128, H200[0]),
+    ):
+        partition, blocks = choice[3:5]
+        begins = {partition.first(block) for block in range(blocks)}
+        is_even = {tile * partition.tile_units for tile in range(partition.tiles)} <= begins
+        assert (blocks, is_even) == ((120, True) if (n, k) in SHORT else (132, False))
+    # 50 tiles would leave 20 of 170 multiprocessors idle.
+    assert native.marlin_gemm.choose(m, 50 * 256, 5120, 0, False, 128, *RTX_5090)[4] == 170
 
 
 @pytest.mark.parametrize(("m", "n", "k", "group", "name"), [

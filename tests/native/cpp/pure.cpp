@@ -348,9 +348,11 @@ void bind_marlin_gemm(py::module_ m) {
   });
   py::class_<Partition>(m, "Partition", py::module_local())
       .def(py::init(&Partition::of))
+      .def_static("even", &Partition::even)
       .def_readonly("tiles", &Partition::tiles)
       .def_property_readonly("tile_units", [](const Partition& p) { return p.tile.value; })
       .def_readonly("is_whole", &Partition::is_whole)
+      .def_readonly("blocks", &Partition::blocks)
       .def("length", &Partition::length)
       .def("first", &Partition::first)
       .def("block_of", &Partition::block_of);
