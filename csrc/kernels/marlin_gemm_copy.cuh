@@ -113,8 +113,9 @@ struct Place {
   __device__ __forceinline__ void find_addresses(const Params& p) {
     const int tile = warp / C::kSharers, share = warp % C::kSharers;
     weights = opaque(tile * (C::kPlanes * 512) + lane * 16 + share * (C::kBits == 4 ? 8 : 512));
-    const int row = (C::kTokenTiles == 1 ? 0 : lane / 16 * 8) + lane % 8;
-    tokens = opaque(C::kTokenOffset + token_chunk<C::kSteps>(row, lane / 8 % 2));
+    const bool is_one = C::kTokenTiles == 1;
+    const int row = (is_one ? 0 : lane / 16 * 8) + lane % 8;
+    tokens = opaque(C::kTokenOffset + token_chunk<C::kSteps>(row, is_one ? lane / 8 : lane / 8 % 2));
     if constexpr (C::kSharesTokenSums) {
       const int row = lane % 16;
       const int chunk = warp * C::kOwnSteps * 2 + lane / 16;

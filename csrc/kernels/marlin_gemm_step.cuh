@@ -145,22 +145,23 @@ __device__ __forceinline__ void load_words(Words<C>& words, const Place<C>& plac
   }
 }
 
-// Those from 8j on, 16 if there are so many.
+// Four matrices of the tokens: of 16 from 8j on, or of eight for two steps.
 template <class C>
-__device__ __forceinline__ void load_tokens(Tokens<C>& tokens, const Place<C>& place, uint32_t slot, int step,
-                                            int j) {
+__device__ __forceinline__ void load_token_matrices(uint32_t (&r)[4], const Place<C>& place, uint32_t slot,
+                                                    int step, int j) {
   // A step is two chunks further. Slots are multiples of 256, so that the sum may come first, one for all
   // steps.
   const uint32_t first =
       C::kHasRegisters ? (slot + place.tokens) ^ step * 32 : slot + (place.tokens ^ step * 32);
-  const uint32_t address = first + j * (8 * C::kSteps * 32);
-  if constexpr (C::kTokenTiles == 1) {
-    load_matrices(tokens[0], address);
-  } else {
-    uint32_t r[4];
-    load_matrices(r, address);
-    tokens[j][0] = r[0], tokens[j][1] = r[1], tokens[j + 1][0] = r[2], tokens[j + 1][1] = r[3];
-  }
+  load_matrices(r, first + j * (8 * C::kSteps * 32));
+}
+// Those from 8j on, 16.
+template <class C>
+__device__ __forceinline__ void load_tokens(Tokens<C>& tokens, const Place<C>& place, uint32_t slot, int step,
+                                            int j) {
+  uint32_t r[4];
+  load_token_matrices<C>(r, place, slot, step, j);
+  tokens[j][0] = r[0], tokens[j][1] = r[1], tokens[j + 1][0] = r[2], tokens[j + 1][1] = r[3];
 }
 
 // The operands of a step.
@@ -168,11 +169,16 @@ template <class C>
 struct Operands {
   Words<C> words;
   Tokens<C> tokens;
+  uint32_t pair[4];  // of eight tokens instead, at every other step: those of two
 
   __device__ __forceinline__ void load(const Place<C>& place, uint32_t slot, int step) {
     load_words<C>(words, place, slot, step);
+    if constexpr (C::kTokenTiles > 1) {
 #pragma unroll
-    for (int j = 0; j < C::kTokenTiles; j += 2) load_tokens<C>(tokens, place, slot, step, j);
+      for (int j = 0; j < C::kTokenTiles; j += 2) load_tokens<C>(tokens, place, slot, step, j);
+    } else if (step % 2 == 0) {
+      load_token_matrices<C>(pair, place, slot, step, 0);
+    }
   }
 };
 
@@ -227,27 +233,41 @@ __device__ __forceinline__ void take_token_sums(TokenSums<C>& sums, Accumulators
   }
 }
 
+// Of a step, or of two at the first of them, the tokens by which weights are multiplied: kIsRaw, as much
+// larger as nibbles that lie high or low make them smaller, and eight are added up.
+template <class C>
+__device__ __forceinline__ void take_tokens(Tokens<C> (&tokens)[2], Accumulators<C>& acc,
+                                            const Operands<C> (&f)[2], int step) {
+  using T = typename C::T;
+  const auto scale = [](uint32_t x, int half) { return C::kIsRaw ? multiply<T>(x, kRawScale[half]) : x; };
+  if constexpr (C::kTokenTiles > 1) {
+#pragma unroll
+    for (int j = 0; j < C::kTokenTiles; ++j) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) tokens[step % 2][j][h] = scale(f[step % 2].tokens[j][h], h);
+    }
+  } else if (step % 2 == 0) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) tokens[i / 2][0][i % 2] = scale(f[0].pair[i], i % 2);
+    // The two B fragments are an A fragment: its rows are the first eight k of both, and then the others.
+    if constexpr (C::kIsRaw) mma<T>(acc.tokens, f[0].pair, kOnes, kOnes);
+  }
+}
+
 // k, scales: the first row, and the scales of the lane's columns, for act-order.
 template <class C>
 __device__ __forceinline__ void multiply_step(const Params& p, Accumulators<C>& acc, const Group<C>& group,
-                                              const Operands<C>& f, int k, const uint16_t* scales) {
+                                              const Words<C>& words, const Tokens<C>& tokens, int k,
+                                              const uint16_t* scales) {
   using T = typename C::T;
   RowScales row_scales;
   if constexpr (C::kIsActOrder) load_row_scales(p, row_scales, k, scales, threadIdx.x % 32);
-  Tokens<C> tokens;
-#pragma unroll
-  for (int j = 0; j < C::kTokenTiles; ++j) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      tokens[j][h] = C::kIsRaw ? multiply<T>(f.tokens[j][h], kRawScale[h]) : f.tokens[j][h];
-    }
-  }
 #pragma unroll
   for (int u = 0; u < C::kColumnTiles; ++u) {
     uint32_t w[4];
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      w[e] = weight_part<C>(f.words, group, u, e);
+      w[e] = weight_part<C>(words, group, u, e);
       if constexpr (C::kIsActOrder) {
         // Of the rows r and r + 1 (or r + 8, r + 9) in the column i + 8t, t = 2u + e % 2.
         w[e] = multiply<T>(w[e], __byte_perm(row_scales[e / 2 * 2][u], row_scales[e / 2 * 2 + 1][u],
@@ -258,11 +278,6 @@ __device__ __forceinline__ void multiply_step(const Params& p, Accumulators<C>& 
     for (int j = 0; j < C::kTokenTiles; ++j) {
       mma<T>(C::kScalesSums ? acc.group[u][j] : acc.sum[u][j], w, tokens[j][0], tokens[j][1]);
     }
-  }
-  if constexpr (C::kIsRaw && !C::kSharesTokenSums) {
-    // The B fragment of 8 tokens is an A fragment, whose rows are their first eight k, and then the others.
-    static_assert(C::kTokenTiles == 1);
-    mma(acc.tokens, f.tokens[0], kOnes);
   }
 }
 

@@ -81,20 +81,19 @@ inline void store_shared_word(uint32_t address, uint32_t x) {
 }
 
 // ldmatrix: lane l has row l / 4, columns 2 (l % 4) and the next of each.
-template <int kMatrices>
-void load_matrices(uint32_t (&r)[kMatrices], uint32_t address) {
+inline void load_matrices(uint32_t (&r)[4], uint32_t address) {
   simt::Warp& warp = simt::warp();
   warp.in[simt::lane()][0] = address;
   simt::meet(warp, 32, [&] {
     for (int lane = 0; lane < 32; ++lane) {
-      for (int i = 0; i < kMatrices; ++i) {
+      for (int i = 0; i < 4; ++i) {
         const std::uint32_t row = warp.in[8 * i + lane / 4][0];
         simt::note_read(row + lane % 4 * 4, 4, simt::current[lane - simt::lane()]);
         std::memcpy(&warp.out[lane][i], simt::shared(row, 16) + lane % 4 * 4, 4);
       }
     }
   });
-  std::copy_n(warp.out[simt::lane()], kMatrices, r);
+  std::copy_n(warp.out[simt::lane()], 4, r);
 }
 
 // movmatrix
@@ -137,12 +136,6 @@ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     }
   });
   for (int e = 0; e < 4; ++e) d[e] += __uint_as_float(warp.out[simt::lane()][e]);
-}
-
-// mma.m16n8k8
-inline void mma(float (&d)[4], const uint32_t (&a)[2], uint32_t b) {
-  const uint32_t wide[4] = {a[0], a[1], 0, 0};
-  mma<bf16>(d, wide, b, 0);
 }
 
 }  // namespace sglk
