@@ -4,6 +4,8 @@
 // outᵀ = Wᵀ · aᵀ again: the weights are the register operand of wgmma, made by the warp that multiplies with
 // them, the tokens its operand in shared memory. Warp w of a warpgroup takes the 32 columns from 32w, which
 // are two words of each lane's four, so that no weight is made twice: one m64 product for each of the two.
+// (Of 16 tokens it takes half of its pairs of columns from the warp's that has the other two words:
+// odd_half.)
 //
 //   block: `tokens` × 256 columns     warpgroup 0: a thread of each warp copies, by the copy engine
 //                                     others: 128 columns each; two are a team
@@ -26,7 +28,7 @@
 namespace sglk::marlin_gemm::sm90 {
 
 // What a lane has of the scales and zero points of a group, for its columns i, i + 8, i + 16 and i + 24 of
-// the warp's 32.
+// 32.
 struct RawGroup {
   uint2 scales;  // pairs
   uint32_t zeros;
@@ -40,13 +42,15 @@ using Raw = uint2[C::kSteps];
 template <class C>
 struct Place {
   uint32_t words, scales, zeros;
+  int zero_shift;
   int groups, group_shift;  // of Params
 
   __device__ __forceinline__ Place(const Params& p, int half, int warp, int lane) {
-    const int block = half * 2 + warp / 2, i = lane / 4;  // of 64 columns
-    words = C::kWeights + block * 512 + lane * 16 + warp % 2 * 8;
+    const int block = half * 2 + warp / 2, i = lane / 4, odd = odd_half<C>(warp, i);  // of 64 columns
+    words = C::kWeights + block * 512 + lane * 16 + odd * 8;
     // Permuted per 64 columns, or per 32 where there is a single group.
-    scales = C::kScales + block * 128 + (p.groups > 1 ? i * 16 + warp % 2 * 8 : warp % 2 * 64 + i / 2 * 16);
+    scales = C::kScales + block * 128 + (p.groups > 1 ? i * 16 + odd * 8 : odd * 64 + i / 2 * 16);
+    zero_shift = odd * 8;
     zeros = C::kZeros + block * 32 + i * 4;
     groups = p.groups, group_shift = p.group_shift;
     if constexpr (!C::kIsTight) {  // the broadcast keeps them in registers
@@ -156,7 +160,6 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
   const int last = __shfl_sync(0xffffffffu, p.partition.first(block + 1), 0);
   const int column_half = warpgroup % 2, team = C::kTeams == 1 ? 0 : warpgroup / 2;
   const Place<C> place(p, column_half, warp, threadIdx.x % 32);
-  const int zero_shift = warp % 2 * 8;
   const auto release = [&](uint32_t empty) {
     __syncwarp();  // all lanes have read before one of them arrives, which electing it does not order
     if (elect_lane()) arrive(empty);
@@ -204,11 +207,11 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
           // A group begins every two steps, every four, or with the unit.
           const int pair = (batch * C::kSteps + step) / 2;
           if (step == 0 && batch == 0 && !C::kIsTight) {
-            unpack_group<T>(group, raw_group, zero_shift);
+            unpack_group<T>(group, raw_group, place.zero_shift);
           } else if (!C::kScalesSums &&
                      ((step == 0 && pair % 2 == 0 && (C::kIsTight || place.group_shift < 2)) ||
                       (step % 2 == 0 && pair % 2 == 1 && place.group_shift == 0))) {
-            unpack_group<T>(group, read_group<C>(place, stage, pair >> place.group_shift), zero_shift);
+            unpack_group<T>(group, read_group<C>(place, stage, pair >> place.group_shift), place.zero_shift);
           }
           make_weights<C>(now[step], raw[step], group);
         }
@@ -248,7 +251,7 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
     add_teams<C>(own, sum, ring, team);
     // Opaque: what is computed of it must not lie in registers during the products.
     const TileIndex index = C::kFindsEarly ? target.index : p.tiles.at(opaque(tile));
-    const int m0 = index.m * C::kTokens, n0 = index.n * kTileN + column_half * 128 + opaque(warp) * 32;
+    const int m0 = index.m * C::kTokens, n0 = index.n * kTileN + column_half * 128;
     int place_in_tile = 0, blocks = 1;
     if (end - begin < p.partition.tile.value) {
       const int first = C::kFindsEarly ? target.first : p.partition.block_of(tile_begin);
@@ -257,7 +260,7 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
       collect<C>(p, own, block, first, blocks, column_half, team, p.m - m0);
     }
     if (place_in_tile == 0) {
-      store_tile<C>(p, own, m0, n0 + team * 16, opaque(threadIdx.x) % 32);
+      store_tile<C>(p, own, m0, n0 + team * 16, opaque(warp), opaque(threadIdx.x) % 32);
     } else {
       hand_over<C>(p, own, block, column_half, team, p.m - m0);
       const Parent parent = parent_of(place_in_tile, blocks, max_flat(C::kTokens));

@@ -28,7 +28,7 @@ struct Config {
   // there yet, and find the parity that it waits for.
   static_assert(kStages % kTeams == 0);
   // Weights of so many steps of k16 are made at once, a multiple of two; of so many batches they are kept.
-  static constexpr int kSteps = kTeams == 1 ? 4 : 2, kBatches = kUnitSteps / kSteps;
+  static constexpr int kSteps = kTeams == 1 || kTokens == 16 ? 4 : 2, kBatches = kUnitSteps / kSteps;
   static constexpr int kBuffers = kTeams == 1 ? 2 : 1;
   static constexpr int kOwn = 2 / kTeams;  // of a warp's two sums of 16 columns, those that a team gets
   static constexpr int kHalfTokens = kTile.token_bytes() / 2;
@@ -63,6 +63,13 @@ struct Stage {
   __device__ __forceinline__ uint32_t full() const { return barriers + C::kStages * C::kTile.stage_bytes(); }
   __device__ __forceinline__ uint32_t empty() const { return full() + C::kStages * 8; }
 };
+
+// Which half of a lane's four words of weights, whose columns are i + 8t, a warp takes: of few tokens the
+// other one for every other pair of columns, so that sixteen lanes read from all banks.
+template <class C>
+__device__ __forceinline__ int odd_half(int warp, int i) {
+  return C::kTokens == 16 ? (warp ^ i / 2) & 1 : warp & 1;
+}
 
 template <class C>
 __device__ __forceinline__ void consumer_barrier() {
