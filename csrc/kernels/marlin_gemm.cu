@@ -55,7 +55,7 @@ __device__ __forceinline__ void multiply_units(const Params& p, Accumulators<C>&
   const int group_mask = (1 << group_shift<C>(p)) - 1;
   Group<C> group = {};
   Operands<C> f[2];
-  Tokens<C> tokens[2];
+  Tokens<C> tokens;
   bool opens = true;  // a group
   await_unit<C>(place);
   f[0].load(place, ring.slot, 0);
@@ -88,9 +88,9 @@ __device__ __forceinline__ void multiply_units(const Params& p, Accumulators<C>&
           team_barrier<C>(place.team);
         }
       }
-      take_tokens<C>(tokens, acc, f, step);
-      multiply_step<C>(p, acc, group, f[step % 2].words, tokens[step % 2], (unit * C::kSteps + step) * 16,
-                       scales);
+      if (loads_tokens<C>(step)) scale_tokens<C>(tokens, acc, f[step % 2].tokens);
+      multiply_step<C>(p, acc, group, f[step % 2].words, tokens + !loads_tokens<C>(step),
+                       (unit * C::kSteps + step) * 16, scales);
       if (C::kScalesSums && closes) close_group<C>(acc, raw, place, slot);
       if (step % 2 == 1) opens = closes;
     }

@@ -25,6 +25,8 @@ struct Config {
   static constexpr int kWords = 4 * kPlanes / kSharers;  // of a lane in it
   static constexpr int kTeamThreads = 32 * kTile.team_warps();
   static constexpr int kTokenTiles = kTokens / 8;
+  static constexpr bool kLoadsPairs = kTokenTiles == 1;  // of steps: ldmatrix has eight tokens of two, or 16
+  static constexpr int kLoadedTiles = kLoadsPairs ? 2 : kTokenTiles;
   static constexpr int kColumnTiles = kColumns / 16;
   static constexpr int kOwn = kColumnTiles / kTeams;  // of a team in the end
   static constexpr bool kScalesSums = !kIsActOrder && kTokens <= 32;
@@ -113,9 +115,9 @@ struct Place {
   __device__ __forceinline__ void find_addresses(const Params& p) {
     const int tile = warp / C::kSharers, share = warp % C::kSharers;
     weights = opaque(tile * (C::kPlanes * 512) + lane * 16 + share * (C::kBits == 4 ? 8 : 512));
-    const bool is_one = C::kTokenTiles == 1;
-    const int row = (is_one ? 0 : lane / 16 * 8) + lane % 8;
-    tokens = opaque(C::kTokenOffset + token_chunk<C::kSteps>(row, is_one ? lane / 8 : lane / 8 % 2));
+    const int row = (C::kLoadsPairs ? 0 : lane / 16 * 8) + lane % 8;
+    const int matrix = C::kLoadsPairs ? lane / 8 : lane / 8 % 2;  // of a row
+    tokens = opaque(C::kTokenOffset + token_chunk<C::kSteps>(row, matrix));
     if constexpr (C::kSharesTokenSums) {
       const int row = lane % 16;
       const int chunk = warp * C::kOwnSteps * 2 + lane / 16;

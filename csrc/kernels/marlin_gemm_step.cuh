@@ -132,9 +132,9 @@ struct Accumulators {
   float tokens[4];  // kIsRaw, but not kSharesTokenSums: the sums of its tokens
 };
 
-// The tokens of a step of k16, B fragments.
+// The tokens that are loaded at once, B fragments: of a step of k16, or kLoadsPairs, of two.
 template <class C>
-using Tokens = uint32_t[C::kTokenTiles][2];
+using Tokens = uint32_t[C::kLoadedTiles][2];
 
 template <class C>
 __device__ __forceinline__ void load_words(Words<C>& words, const Place<C>& place, uint32_t slot, int step) {
@@ -145,23 +145,23 @@ __device__ __forceinline__ void load_words(Words<C>& words, const Place<C>& plac
   }
 }
 
-// Four matrices of the tokens: of 16 from 8j on, or of eight for two steps.
+// Those from 8j on, 16; kLoadsPairs: all.
 template <class C>
-__device__ __forceinline__ void load_token_matrices(uint32_t (&r)[4], const Place<C>& place, uint32_t slot,
-                                                    int step, int j) {
+__device__ __forceinline__ void load_tokens(Tokens<C>& tokens, const Place<C>& place, uint32_t slot, int step,
+                                            int j) {
   // A step is two chunks further. Slots are multiples of 256, so that the sum may come first, one for all
   // steps.
   const uint32_t first =
       C::kHasRegisters ? (slot + place.tokens) ^ step * 32 : slot + (place.tokens ^ step * 32);
-  load_matrices(r, first + j * (8 * C::kSteps * 32));
-}
-// Those from 8j on, 16.
-template <class C>
-__device__ __forceinline__ void load_tokens(Tokens<C>& tokens, const Place<C>& place, uint32_t slot, int step,
-                                            int j) {
   uint32_t r[4];
-  load_token_matrices<C>(r, place, slot, step, j);
+  load_matrices(r, first + j * (8 * C::kSteps * 32));
   tokens[j][0] = r[0], tokens[j][1] = r[1], tokens[j + 1][0] = r[2], tokens[j + 1][1] = r[3];
+}
+
+// Whether a step has tokens loaded; otherwise the one before it had.
+template <class C>
+__device__ __forceinline__ bool loads_tokens(int step) {
+  return !C::kLoadsPairs || step % 2 == 0;
 }
 
 // The operands of a step.
@@ -169,16 +169,12 @@ template <class C>
 struct Operands {
   Words<C> words;
   Tokens<C> tokens;
-  uint32_t pair[4];  // of eight tokens instead, at every other step: those of two
 
   __device__ __forceinline__ void load(const Place<C>& place, uint32_t slot, int step) {
     load_words<C>(words, place, slot, step);
-    if constexpr (C::kTokenTiles > 1) {
+    if (!loads_tokens<C>(step)) return;
 #pragma unroll
-      for (int j = 0; j < C::kTokenTiles; j += 2) load_tokens<C>(tokens, place, slot, step, j);
-    } else if (step % 2 == 0) {
-      load_token_matrices<C>(pair, place, slot, step, 0);
-    }
+    for (int j = 0; j < C::kTokenTiles; j += 2) load_tokens<C>(tokens, place, slot, step, j);
   }
 };
 
@@ -233,31 +229,29 @@ __device__ __forceinline__ void take_token_sums(TokenSums<C>& sums, Accumulators
   }
 }
 
-// Of a step, or of two at the first of them, the tokens by which weights are multiplied: kIsRaw, as much
-// larger as nibbles that lie high or low make them smaller, and eight are added up.
+// By what weights are multiplied: tokens, or kIsRaw, what makes up for the place of nibbles. Adds up those of
+// two steps.
 template <class C>
-__device__ __forceinline__ void take_tokens(Tokens<C> (&tokens)[2], Accumulators<C>& acc,
-                                            const Operands<C> (&f)[2], int step) {
+__device__ __forceinline__ void scale_tokens(Tokens<C>& scaled, Accumulators<C>& acc,
+                                             const Tokens<C>& tokens) {
   using T = typename C::T;
-  const auto scale = [](uint32_t x, int half) { return C::kIsRaw ? multiply<T>(x, kRawScale[half]) : x; };
-  if constexpr (C::kTokenTiles > 1) {
 #pragma unroll
-    for (int j = 0; j < C::kTokenTiles; ++j) {
+  for (int j = 0; j < C::kLoadedTiles; ++j) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) tokens[step % 2][j][h] = scale(f[step % 2].tokens[j][h], h);
-    }
-  } else if (step % 2 == 0) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) tokens[i / 2][0][i % 2] = scale(f[0].pair[i], i % 2);
-    // The two B fragments are an A fragment: its rows are the first eight k of both, and then the others.
-    if constexpr (C::kIsRaw) mma<T>(acc.tokens, f[0].pair, kOnes, kOnes);
+    for (int h = 0; h < 2; ++h)
+      scaled[j][h] = C::kIsRaw ? multiply<T>(tokens[j][h], kRawScale[h]) : tokens[j][h];
+  }
+  if constexpr (C::kIsRaw && C::kLoadsPairs) {
+    // Two B fragments are an A fragment: its rows are the first eight k of both, and then the others.
+    const uint32_t all[4] = {tokens[0][0], tokens[0][1], tokens[1][0], tokens[1][1]};
+    mma<T>(acc.tokens, all, kOnes, kOnes);
   }
 }
 
-// k, scales: the first row, and the scales of the lane's columns, for act-order.
+// tokens: of the step. k, scales: the first row, and the scales of the lane's columns, for act-order.
 template <class C>
 __device__ __forceinline__ void multiply_step(const Params& p, Accumulators<C>& acc, const Group<C>& group,
-                                              const Words<C>& words, const Tokens<C>& tokens, int k,
+                                              const Words<C>& words, const uint32_t (*tokens)[2], int k,
                                               const uint16_t* scales) {
   using T = typename C::T;
   RowScales row_scales;
