@@ -139,17 +139,18 @@ struct Partition {
   // blocks: at most length().
   SGLK_HOST_DEVICE static constexpr Partition of(int tiles, int tile_units, int cost, bool is_whole,
                                                  int blocks) {
-    return cut_list(tiles, tile_units, cost, tile_units + cost, is_whole, blocks);
+    return cut_list(tiles, tile_units, tile_units + cost, is_whole, blocks);
   }
   // As many blocks share each tile, so that none has units of two; the first, or the last, has up to half as
   // many fewer, or more, units than each other. sharers²: at most tile_units.
   SGLK_HOST_DEVICE static constexpr Partition even(int tiles, int tile_units, int sharers) {
-    const int in_list = (tile_units + sharers / 2) / sharers * sharers;
-    const int cost = in_list > tile_units ? in_list - tile_units : 0;
-    return cut_list(tiles, tile_units, cost, in_list, false, tiles * sharers);
+    const int nearest = (tile_units + sharers / 2) / sharers * sharers;
+    return cut_list(tiles, tile_units, nearest, false, tiles * sharers);
   }
-  SGLK_HOST_DEVICE static constexpr Partition cut_list(int tiles, int tile_units, int cost, int in_list,
-                                                       bool is_whole, int blocks) {
+  // in_list: what a tile takes of it.
+  SGLK_HOST_DEVICE static constexpr Partition cut_list(int tiles, int tile_units, int in_list, bool is_whole,
+                                                       int blocks) {
+    const int cost = in_list > tile_units ? in_list - tile_units : 0;
     Partition p{tiles, cost, is_whole, blocks, 0, Divisor::of(tile_units), Divisor::of(in_list), {}, {}};
     const int piece = p.length() / blocks;
     p.longer = blocks - p.length() % blocks;

@@ -18,7 +18,8 @@ struct Config {
   static constexpr int kConsumers = kTile.consumers();
   static constexpr bool kIsTight = kTokens == 128;  // sums and weights take nearly all registers
   static constexpr bool kScalesSums = kGroup_ != 0;
-  static constexpr bool kFindsEarly = kTokens == 16;  // as in marlin_gemm_copy.cuh
+  static constexpr bool kIsSmall = kTokens == 16;
+  static constexpr bool kFindsEarly = kIsSmall;  // as in marlin_gemm_copy.cuh
   // Stages whose weights are copied while the predecessor drains. What comes early holds up how its blocks
   // add up their parts: with all stages 16 to 64 tokens through small layers took 5 to 8 % longer (H200,
   // 2026-11-28).
@@ -28,7 +29,7 @@ struct Config {
   // there yet, and find the parity that it waits for.
   static_assert(kStages % kTeams == 0);
   // Weights of so many steps of k16 are made at once, a multiple of two; of so many batches they are kept.
-  static constexpr int kSteps = kTeams == 1 || kTokens == 16 ? 4 : 2, kBatches = kUnitSteps / kSteps;
+  static constexpr int kSteps = kTeams == 1 || kIsSmall ? 4 : 2, kBatches = kUnitSteps / kSteps;
   static constexpr int kBuffers = kTeams == 1 ? 2 : 1;
   static constexpr int kOwn = 2 / kTeams;  // of a warp's two sums of 16 columns, those that a team gets
   static constexpr int kHalfTokens = kTile.token_bytes() / 2;
@@ -64,11 +65,12 @@ struct Stage {
   __device__ __forceinline__ uint32_t empty() const { return full() + C::kStages * 8; }
 };
 
-// Which half of a lane's four words of weights, whose columns are i + 8t, a warp takes: of few tokens the
-// other one for every other pair of columns, so that sixteen lanes read from all banks.
+// Which half of a lane's four words of weights, whose columns are i + 8t, a warp takes: kIsSmall, the other
+// one for every other pair of columns, so that sixteen lanes read from all banks. (Of more tokens that takes
+// longer: stores of four bytes for eight, 2 to 5 %; H200, 2026-11-29.)
 template <class C>
 __device__ __forceinline__ int odd_half(int warp, int i) {
-  return C::kTokens == 16 ? (warp ^ i / 2) & 1 : warp & 1;
+  return C::kIsSmall ? (warp ^ i / 2) & 1 : warp & 1;
 }
 
 template <class C>

@@ -156,38 +156,38 @@ __device__ __forceinline__ void store_tile(const Params& p, const OwnSums<C>& su
                                            int lane) {
   using T = typename C::T;
   const auto column = [&](int i) { return n0 + warp / 2 * 64 + odd_half<C>(warp, i) * 32 + i; };
+  if (column(0) >= p.n) return;
 #pragma unroll
   for (int b = 0; b < C::kOwn; ++b) {
-    if (column(0) >= p.n) continue;
     const int row = column(lane / 4) + b * 16, n = column(lane % 4 * 2) + b * 16;
     const float bias[2] = {bias_at<T>(p, row), bias_at<T>(p, row + 8)};
 #pragma unroll
     for (int j = 0; j < C::kTokens / 8; ++j) {
       const float* const x = sum[b] + j * 4;
       // Transposed, lane / 4 is the token; the lane has two neighbouring columns of the first eight, and two
-      // of the last. Even and odd lanes swap so that each stores eight bytes, where theirs are neighbours.
+      // of the last. Where its neighbour has the next two, they swap so that each stores eight bytes.
       constexpr float kScale = 1 / kIntegerUnit<T>;
-      uint32_t low = transpose(from_floats<T>(x[0] * kScale + bias[0], x[1] * kScale + bias[0]));
-      uint32_t high = transpose(from_floats<T>(x[2] * kScale + bias[1], x[3] * kScale + bias[1]));
+      const uint32_t low = transpose(from_floats<T>(x[0] * kScale + bias[0], x[1] * kScale + bias[0]));
+      const uint32_t high = transpose(from_floats<T>(x[2] * kScale + bias[1], x[3] * kScale + bias[1]));
       const int m = m0 + j * 8 + lane / 4;
       T* const out = static_cast<T*>(p.out) + m * p.out_stride + n;
-      if constexpr (C::kTokens == 16) {
+      if constexpr (C::kIsSmall) {
         if (m < p.m) {
           reinterpret_cast<uint32_t*>(out)[0] = low;
           reinterpret_cast<uint32_t*>(out)[4] = high;
         }
-        continue;
-      }
-      const bool is_odd = lane % 2;
-      const uint32_t other = __shfl_xor_sync(0xffffffffu, is_odd ? low : high, 1);
-      const uint2 four = is_odd ? uint2{other, high} : uint2{low, other};
-      if (m < p.m) {
-        T* const to = out + (is_odd ? 6 : 0);  // of the last eight, two columns before
-        if (p.out_stride % 4 == 0) {
-          *reinterpret_cast<uint2*>(to) = four;
-        } else {
-          reinterpret_cast<uint32_t*>(to)[0] = four.x;
-          reinterpret_cast<uint32_t*>(to)[1] = four.y;
+      } else {
+        const bool is_odd = lane % 2;
+        const uint32_t other = __shfl_xor_sync(0xffffffffu, is_odd ? low : high, 1);
+        const uint2 four = is_odd ? uint2{other, high} : uint2{low, other};
+        if (m < p.m) {
+          T* const to = out + (is_odd ? 6 : 0);  // of the last eight, two columns before
+          if (p.out_stride % 4 == 0) {
+            *reinterpret_cast<uint2*>(to) = four;
+          } else {
+            reinterpret_cast<uint32_t*>(to)[0] = four.x;
+            reinterpret_cast<uint32_t*>(to)[1] = four.y;
+          }
         }
       }
     }

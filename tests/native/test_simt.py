@@ -113,6 +113,14 @@ def test_however_many_blocks(product: Path, tile: str, blocks: int) -> None:
     run(product, (kernel(tile, "bf16"), 3, 576, 1024, 128, 1, blocks, blocks))
 
 
+@pytest.mark.parametrize(
+    "tile", ["u4_m8", "u4_m8_long", "u4_m16", "u4_m32", "u4_m64", "u4_m128", *SM90_TILES]
+)
+def test_tiles_shared_evenly(product: Path, tile: str) -> None:
+    """Two by five blocks each; of units of 64 rows the first has fewer, of 128 the last has more."""
+    run(product, (kernel(tile, "bf16"), min(20, tokens_of(tile)), 512, 4096, 128, 1, 10, 1))
+
+
 @pytest.mark.parametrize("blocks", [5, 16, 17, 31, 32])
 @pytest.mark.parametrize("tile", SM90_TILES)
 def test_many_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -> None:
