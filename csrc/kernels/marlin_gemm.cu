@@ -39,6 +39,38 @@
 
 namespace sglk::marlin_gemm {
 
+// A block's units of a tile.
+struct Piece {
+  int tile;
+  int tile_begin, tile_end;  // units of the tile
+  int begin, end;            // of the piece
+
+  __device__ __forceinline__ Piece(const Params& p, int begin, int last)
+      : tile(p.partition.tile.divide(begin)),
+        tile_begin(tile * p.partition.tile.value),
+        tile_end(tile_begin + p.partition.tile.value),
+        begin(begin),
+        end(min(last, tile_end)) {}
+};
+
+// What a team has of a piece, and where the sums of it go.
+template <class C>
+struct Task {
+  int tile;
+  int unit, units;  // of the tile
+  Target target;    // C::kFindsEarly
+
+  __device__ __forceinline__ static Task of(const Params& p, const Place<C>& place, const Piece& piece,
+                                            int first) {
+    const int count = piece.end - piece.begin, before = piece.begin - first;
+    const int begin = team_unit(place.team, C::kTeams, before, count);
+    const int units = team_unit(place.team + 1, C::kTeams, before, count) - begin;
+    const int unit = piece.begin - piece.tile_begin + begin;
+    if constexpr (!C::kFindsEarly) return {piece.tile, unit, units, {}};
+    return {piece.tile, in_register(unit), in_register(units), Target::of(p, piece.tile)};
+  }
+};
+
 // The products of a team's `units` units from `unit` on, which lie in the ring; copies as many that come
 // later.
 template <class C>
@@ -57,11 +89,12 @@ __device__ __forceinline__ void multiply_units(const Params& p, Accumulators<C>&
   Operands<C> f[2];
   Tokens<C> tokens;
   bool opens = true;  // a group
-  await_unit<C>(place);
+  await_unit<C>(place, ring.is_full);
   f[0].load(place, ring.slot, 0);
   for (; units > 0; --units, ++unit) {
     const uint32_t slot = ring.slot;
-    ahead.copy(p, place, ring.free_slot);
+    if (!ring.is_full) ahead.copy(p, place, ring.free_slot);
+    ring.is_full = false;
     if constexpr (C::kSharesTokenSums) share_token_sums<C>(place, slot);
 #pragma unroll
     for (int step = 0; step < C::kSteps; ++step) {
@@ -165,20 +198,6 @@ __device__ __forceinline__ void equalize_barriers(int team, int before, int unit
   for (int i = barriers(own); i < barriers(most); ++i) team_barrier<C>(team);
 }
 
-// A block's units of a tile.
-struct Piece {
-  int tile;
-  int tile_begin, tile_end;  // units of the tile
-  int begin, end;            // of the piece
-
-  __device__ __forceinline__ Piece(const Params& p, int begin, int last)
-      : tile(p.partition.tile.divide(begin)),
-        tile_begin(tile * p.partition.tile.value),
-        tile_end(tile_begin + p.partition.tile.value),
-        begin(begin),
-        end(min(last, tile_end)) {}
-};
-
 // A block waits for those after it in the list, which therefore come first in the grid.
 __device__ __forceinline__ int block_index() { return gridDim.x - 1 - blockIdx.x; }
 
@@ -256,6 +275,9 @@ __device__ __forceinline__ void run(const Params& p) {
     if (place.copies_group[i] && ahead.left > 0) prefetch_l2(ahead.group_at(p, place, i));
   }
   if (C::kWeight == Weight::kInt4 && p.zeros == nullptr) fill_zeros<C>(place, ring.base);
+  Task<C> task = {};
+  const auto find_task = [&] { task = Task<C>::of(p, place, Piece(p, begin, ahead.last), ahead.first); };
+  if (C::kFindsEarly && begin < ahead.last) find_task();
   wait_for_predecessor();
   let_successor_start();
 
@@ -264,26 +286,23 @@ __device__ __forceinline__ void run(const Params& p) {
     ahead.template copy<false, true>(p, place, ring.free_slot);
     ring.free_slot += C::kUnitBytes;
   }
+  if constexpr (C::kFillsRing) {
+    ahead.copy(p, place, ring.free_slot);
+    ring.is_full = true;
+  }
 
   while (begin < ahead.last) {
     Accumulators<C> acc = {};
-    Target target = {};
-    {
-      const Piece piece(p, begin, ahead.last);
-      if constexpr (C::kFindsEarly) target = Target::of(p, piece.tile);
-      const int units = piece.end - begin, before = begin - ahead.first;
-      const int unit = team_unit(place.team, C::kTeams, before, units);
-      const int team_units = team_unit(place.team + 1, C::kTeams, before, units) - unit;
-      const int in_tile = begin - piece.tile_begin + unit;
-      if constexpr (C::kWorksAhead) {
-        multiply_units_ahead<C>(p, acc.sum, ring, ahead, place, in_tile, team_units);
-      } else {
-        multiply_units<C>(p, acc, ring, ahead, place, piece.tile, in_tile, team_units);
-      }
+    if (!C::kFindsEarly) find_task();
+    if constexpr (C::kWorksAhead) {
+      multiply_units_ahead<C>(p, acc.sum, ring, ahead, place, task.unit, task.units);
+    } else {
+      multiply_units<C>(p, acc, ring, ahead, place, task.tile, task.unit, task.units);
     }
     const Piece piece(p, opaque(begin), ahead.last);  // anew, so as not to take registers meanwhile
-    finish_piece<C>(p, acc.sum, place, piece, ahead.first, target, team_sums);
+    finish_piece<C>(p, acc.sum, place, piece, ahead.first, task.target, team_sums);
     begin = piece.end;
+    if (C::kFindsEarly && begin < ahead.last) find_task();
   }
 }
 

@@ -47,6 +47,9 @@ struct Config {
   // Where the sums go is found before the products: some 100 instructions, each of which waits for the one
   // before, less between them and the output (o with 8 tokens 9.1 -> 8.8 us; H200, 2026-11-29).
   static constexpr bool kFindsEarly = kTokens == 8;
+  // All stages are copied into before the first unit is there (qkv and o with 1 token 2 and 1 % less; H200,
+  // 2026-11-29).
+  static constexpr bool kFillsRing = kTokens == 8;
   // In a unit: weights [step][64 columns][plane][lane] · tokens · scales [group] · zero points [group] ·
   // sums of tokens [token][warp].
   static constexpr int kUnitBytes = kTile.unit_bytes(kBits);
@@ -154,6 +157,7 @@ template <class C>
 struct Ring {
   uint32_t base;
   uint32_t slot, free_slot;  // to read next, to copy into
+  bool is_full = false;      // C::kFillsRing: until the first unit has served there is nothing to copy into
 
   __device__ __forceinline__ void advance() {
     slot = slot + C::kUnitBytes == base + C::kStages * C::kUnitBytes ? base : slot + C::kUnitBytes;
@@ -162,8 +166,12 @@ struct Ring {
 
 // Waits until the unit in the next slot is there, and the one before it has served.
 template <class C>
-__device__ __forceinline__ void await_unit(const Place<C>& place) {
-  wait_copies<C::kStages - 2>();
+__device__ __forceinline__ void await_unit(const Place<C>& place, bool is_full = false) {
+  if (is_full) {
+    wait_copies<C::kStages - 1>();
+  } else {
+    wait_copies<C::kStages - 2>();
+  }
   team_barrier<C>(place.team);
 }
 

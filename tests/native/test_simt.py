@@ -132,9 +132,16 @@ def test_many_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -
 @pytest.mark.parametrize(("file", "old", "new", "case", "message"), [
     (
         "marlin_gemm_copy.cuh",
-        "wait_copies<C::kStages - 2>",
+        "wait_copies<C::kStages - 2>",  # of the units that come later
         "wait_copies<C::kStages - 1>",
-        ("marlin_gemm_bf16_u4_m8", 3, 320, 640, 128, 1, 4, 1),
+        ("marlin_gemm_bf16_u4_m16", 3, 320, 640, 128, 1, 4, 1),
+        RACE,
+    ),
+    (
+        "marlin_gemm_copy.cuh",
+        "wait_copies<C::kStages - 1>",  # which waits for all stages but the last
+        "wait_copies<C::kStages>",
+        ("marlin_gemm_bf16_u4_m8_deep", 3, 320, 640, 128, 1, 4, 1),
         RACE,
     ),
     (
@@ -186,7 +193,7 @@ def test_many_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -
         ("marlin_gemm_bf16_u4_m8", 3, 320, 640, 128, 1, 4, 1),
         RACE,
     ),
-], ids=["copies", "products", "stages", "release", "parts", "tree", "lanes", "barrier"])  # fmt: skip
+], ids=["copies", "first", "products", "stages", "release", "parts", "tree", "lanes", "barrier"])  # fmt: skip
 def test_a_wait_too_short_or_too_long_shows(
     tmp_path: Path, file: str, old: str, new: str, case: tuple[str | int, ...], message: str
 ) -> None:
