@@ -343,6 +343,7 @@ __device__ __forceinline__ void gather(const Params& p) {
 #define SGLK_MARLIN_DTYPE(dtype, type)                                           \
   SGLK_MARLIN_GEMM(dtype, type, u4_m8, kInt4, false, kTile8)                     \
   SGLK_MARLIN_GEMM(dtype, type, u4_m8_deep, kInt4, false, kTile8Deep)            \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m8_group, kInt4, false, kTile8Group)          \
   SGLK_MARLIN_GEMM(dtype, type, u4_m8_long, kInt4, false, kTile8Long)            \
   SGLK_MARLIN_GEMM(dtype, type, u4_m16, kInt4, false, kTile16)                   \
   SGLK_MARLIN_GEMM(dtype, type, u4_m16_deep, kInt4, false, kTile16Deep)          \

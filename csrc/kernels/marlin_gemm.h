@@ -54,6 +54,7 @@ struct Tile {
 // As they were fastest on an H200, 2026-11-28.
 constexpr Tile kTile8{8, 64, 4, 4, 2, 2};
 constexpr Tile kTile8Deep{8, 64, 4, 4, 3, 4};
+constexpr Tile kTile8Group{8, 64, 4, 4, 3, 4, 128};
 constexpr Tile kTile8Long{8, 64, 4, 8, 2, 4, 128};
 constexpr Tile kTile16{16, 64, 2, 4, 3, 8};
 constexpr Tile kTile16Deep{16, 64, 4, 4, 2, 8};
@@ -121,14 +122,18 @@ struct TileGrid {
 // To begin a tile costs as much as so many units of 8 KB of weights (H200, 2026-11-26: 1.1 us, of 0.3 us a
 // unit; 5 were best).
 constexpr int kTileCost = 5;
+// Where tiles are shared evenly, the first block of a tile, which would wait for the others' sums, has so
+// many more of them (qkv with 1 token 3 % less; H200, 2026-11-29).
+constexpr int kTileLead = 4;
 
 // The work is the list of all tiles' units, one tile after the other, cut into a piece of about equal time
 // for each block. To begin a tile costs as much as `cost` units, because its block sums, hands over and
 // stores what it had of the one before. Where is_whole, blocks get whole tiles. A tile may be shorter in the
-// list than it is: its last block has the rest.
+// list than it is: its first block has `lead` units more than there, its last one the rest.
 struct Partition {
   int tiles;
   int cost;
+  int lead;  // or cost is 0
   bool is_whole;
   int blocks;
   int longer;         // the first block with one unit more than those before it, which start later
@@ -141,17 +146,20 @@ struct Partition {
                                                  int blocks) {
     return cut_list(tiles, tile_units, tile_units + cost, is_whole, blocks);
   }
-  // As many blocks share each tile, so that none has units of two; the first, or the last, has up to half as
-  // many fewer, or more, units than each other. sharers²: at most tile_units.
-  SGLK_HOST_DEVICE static constexpr Partition even(int tiles, int tile_units, int sharers) {
-    const int nearest = (tile_units + sharers / 2) / sharers * sharers;
-    return cut_list(tiles, tile_units, nearest, false, tiles * sharers);
+  // As many blocks share each tile, so that none has units of two. The first has about `lead` units more than
+  // the others, whose sums it adds to its own; the last has what is left. sharers²: at most tile_units.
+  SGLK_HOST_DEVICE static constexpr Partition even(int tiles, int tile_units, int sharers, int lead) {
+    lead = lead * 4 < tile_units ? lead : tile_units / 4;
+    const int shared = (tile_units - lead + sharers / 2) / sharers * sharers, rest = tile_units - shared;
+    Partition p = cut_list(tiles, tile_units, shared, false, tiles * sharers);
+    if (rest > 0) p.lead = rest < lead ? rest : lead;
+    return p;
   }
   // in_list: what a tile takes of it.
   SGLK_HOST_DEVICE static constexpr Partition cut_list(int tiles, int tile_units, int in_list, bool is_whole,
                                                        int blocks) {
     const int cost = in_list > tile_units ? in_list - tile_units : 0;
-    Partition p{tiles, cost, is_whole, blocks, 0, Divisor::of(tile_units), Divisor::of(in_list), {}, {}};
+    Partition p{tiles, cost, 0, is_whole, blocks, 0, Divisor::of(tile_units), Divisor::of(in_list), {}, {}};
     const int piece = p.length() / blocks;
     p.longer = blocks - p.length() % blocks;
     p.piece = Divisor::of(piece);
@@ -167,13 +175,13 @@ struct Partition {
   SGLK_HOST_DEVICE constexpr int first(int block) const {
     const int position = block * piece.value + (block > longer ? block - longer : 0);
     if (is_whole) return position * tile.value;
-    const int index = tile_cost.divide(position), rest = position - index * tile_cost.value - cost;
-    return index * tile.value + (rest > 0 ? rest : 0);
+    const int index = tile_cost.divide(position), in_list = position - index * tile_cost.value;
+    return index * tile.value + (in_list > cost ? in_list - cost + lead : 0);
   }
   // The block that has a unit.
   SGLK_HOST_DEVICE constexpr int block_of(int unit) const {
-    const int index = tile.divide(unit), in_tile = unit - index * tile.value + cost;
-    const int in_list = in_tile < tile_cost.value ? in_tile : tile_cost.value - 1;
+    const int index = tile.divide(unit), in_tile = unit - index * tile.value + cost - lead;
+    const int in_list = in_tile < 0 ? 0 : in_tile < tile_cost.value ? in_tile : tile_cost.value - 1;
     const int position = is_whole ? index : index * tile_cost.value + in_list;
     const int rest = position - longer * piece.value;
     return rest < 0 ? piece.divide(position) : longer + longer_piece.divide(rest);
@@ -214,6 +222,7 @@ struct Params {
 
 constexpr int kSm90Unit = 128;                              // rows
 constexpr int kSm90TileCost = 2;                            // as kTileCost
+constexpr int kSm90TileLead = 3;                            // as kTileLead
 constexpr int kSm90Producers = 4;                           // threads that copy, of as many warps
 constexpr int kSm90Rows = kSm90Unit / 16 / kSm90Producers;  // of weights of a unit, that one copies
 

@@ -81,12 +81,14 @@ def test_many_blocks_share_a_tile(path: str, m: int) -> None:
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", HALVES, ids=name)
 @pytest.mark.parametrize("group_size", [64, 128])
-@pytest.mark.parametrize("m", [1, 16, 32, 64, 400])
+@pytest.mark.parametrize(
+    ("m", "size_k"), [(1, 1024), (1, 2048), (16, 1024), (32, 1024), (64, 1024), (400, 1024)]
+)
 @pytest.mark.parametrize("path", PATHS)
 def test_the_deeper_pipelines_and_the_largest_tile(
-    path: str, m: int, group_size: int, dtype: torch.dtype
+    path: str, m: int, size_k: int, group_size: int, dtype: torch.dtype
 ) -> None:
-    check(random_weight(scalar_types.uint4, 40960, 1024, group_size, dtype, DEVICE), m, dtype, path)
+    check(random_weight(scalar_types.uint4, 40960, size_k, group_size, dtype, DEVICE), m, dtype, path)
 
 
 @pytest.mark.parametrize("exponent", [-56, 56])

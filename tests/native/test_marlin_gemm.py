@@ -87,15 +87,19 @@ def test_every_unit_belongs_to_one_block(
 
 
 @settings(deadline=None, max_examples=300)
-@given(tiles=st.integers(1, 60), sharers=st.integers(2, 14), more=st.integers(0, 100))
-def test_sharers_of_a_tile_have_units_of_no_other(native: Any, tiles: int, sharers: int, more: int) -> None:
+@given(tiles=st.integers(1, 60), sharers=st.integers(2, 14), more=st.integers(0, 100), lead=st.integers(0, 6))
+def test_sharers_of_a_tile_have_units_of_no_other(
+    native: Any, tiles: int, sharers: int, more: int, lead: int
+) -> None:
     tile_units = sharers**2 + more
-    partition = native.marlin_gemm.Partition.even(tiles, tile_units, sharers)
+    partition = native.marlin_gemm.Partition.even(tiles, tile_units, sharers, lead)
+    lead = min(lead, tile_units // 4)
     assert partition.blocks == tiles * sharers
     first = [partition.first(block) for block in range(partition.blocks + 1)]
     assert first[::sharers] == [tile * tile_units for tile in range(tiles + 1)]
     for block, (begin, end) in enumerate(itertools.pairwise(first)):
-        assert abs((end - begin) - tile_units / sharers) <= sharers / 2
+        expected = (tile_units - lead) / sharers + (lead if block % sharers == 0 else 0)
+        assert abs(end - begin - expected) <= sharers / 2 + 0.5
         assert all(partition.block_of(unit) == block for unit in range(begin, end))
 
 
@@ -172,6 +176,7 @@ def test_the_deeper_pipeline_is_for_long_ways_in_large_shared_memory(native: Any
         return str(native.marlin_gemm.shapes[native.marlin_gemm.choose(m, n, k, 0, False, 128, *gpu)[0]][0])
 
     assert name(1, 51200, 5120, H200) == "u4_m8_long"
+    assert name(1, 5120, 8192, H200) == "u4_m8_group"
     assert name(1, 256, 5120, H200) == "u4_m8"
     assert name(9, 10240, 5120, H200) == "u4_m16_long"
     assert name(9, 256, 1024, H200) == "u4_m16"
@@ -293,7 +298,10 @@ def every_call(native: Any, op: str) -> Iterator[list[Any]]:
         yield arguments(0, dtype=dtype, a_address=0x8002)
         for m in (20, 50):  # groups of 128 rows have their own
             yield arguments(0, m=m, groups=16, dtype=dtype, path=GENERIC)
-        for m, n in ((1, 51200), (12, 10240), (12, 51200), (20, 51200), (50, 51200), (200, 51200)):  # deeper
+        for m, n in (  # deeper
+            *((1, 10240), (1, 51200), (12, 10240), (12, 51200)),
+            *((20, 51200), (50, 51200), (200, 51200)),
+        ):
             for groups in (40, 80):
                 yield arguments(0, m=m, n=n, k=5120, groups=groups, dtype=dtype, path=GENERIC)
         yield arguments(0, m=9, dtype=dtype)  # sm_90a has its own

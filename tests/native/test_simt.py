@@ -21,7 +21,8 @@ WRONG = "of the error allowed"
 RACE = "a race"
 ORDERED = ("u4_act_order_m64", "u8_act_order_m64")
 OF_128 = (  # groups of 128 rows alone
-    *("u4_m8_long", "u4_m16_long", "u4_m32_group", "u4_m32_long", "u4_m64_group", "u4_m128_long"),
+    *("u4_m8_group", "u4_m8_long", "u4_m16_long", "u4_m32_group", "u4_m32_long", "u4_m64_group"),
+    "u4_m128_long",
 )
 TILES = (
     *("u4_m8", "u4_m8_deep", "u4_m16", "u4_m16_deep", "u4_m32", "u4_m32_deep", "u4_m64", "u4_m128"),
@@ -114,10 +115,10 @@ def test_however_many_blocks(product: Path, tile: str, blocks: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "tile", ["u4_m8", "u4_m8_long", "u4_m16", "u4_m32", "u4_m64", "u4_m128", *SM90_TILES]
+    "tile", ["u4_m8", "u4_m8_group", "u4_m8_long", "u4_m16", "u4_m32", "u4_m64", "u4_m128", *SM90_TILES]
 )
 def test_tiles_shared_evenly(product: Path, tile: str) -> None:
-    """Two by five blocks each; of units of 64 rows the first has fewer, of 128 the last has more."""
+    """Two by five blocks each; the first has more units."""
     run(product, (kernel(tile, "bf16"), min(20, tokens_of(tile)), 512, 4096, 128, 1, 10, 1))
 
 
@@ -141,7 +142,7 @@ def test_many_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -
         "marlin_gemm_copy.cuh",
         "wait_copies<C::kStages - 1>",  # which waits for all stages but the last
         "wait_copies<C::kStages>",
-        ("marlin_gemm_bf16_u4_m8_deep", 3, 320, 640, 128, 1, 4, 1),
+        ("marlin_gemm_bf16_u4_m8_group", 3, 320, 640, 128, 1, 4, 1),
         RACE,
     ),
     (

@@ -26,7 +26,8 @@ struct Shape {
 constexpr Shape kShapes[] = {
     {"u4_m8", kUint4, false, kTile8},
     {"u4_m8_deep", kUint4, false, kTile8Deep, 24},
-    {"u4_m8_long", kUint4, false, kTile8Long, 10},
+    {"u4_m8_group", kUint4, false, kTile8Group, 16},
+    {"u4_m8_long", kUint4, false, kTile8Long, 20},
     {"u4_m16", kUint4, false, kTile16},
     {"u4_m16_deep", kUint4, false, kTile16Deep, 8},
     {"u4_m16_long", kUint4, false, kTile16Long, 10},
@@ -107,11 +108,11 @@ constexpr int kEvenRows = 2048;
 // Whole tiles while the last wave is nearly full, which share operands in the L2 better (97 % full: 6 to 10 %
 // faster than pieces, 93 %: 6 % slower; H200, 2026-11-28); otherwise pieces, of at least `least` units, that
 // end with tiles if they are short and that leaves few multiprocessors idle.
-inline Partition cut(int tiles, int k, int unit, int cost, int least, int multiprocessors) {
+inline Partition cut(int tiles, int k, int unit, int cost, int lead, int least, int multiprocessors) {
   const int tile_units = k / unit, sharers = multiprocessors / tiles;
   if (sharers > 1 && sharers * std::max(sharers, least) <= tile_units && sharers * kEvenRows >= k &&
       sharers * tiles * 10 >= multiprocessors * 9) {
-    return Partition::even(tiles, tile_units, sharers);
+    return Partition::even(tiles, tile_units, sharers, lead);
   }
   const int64_t waves = (int64_t{tiles} + multiprocessors - 1) / multiprocessors;
   const bool is_whole = int64_t{tiles} * 100 >= waves * multiprocessors * 95;
@@ -122,11 +123,12 @@ inline Partition cut(int tiles, int k, int unit, int cost, int least, int multip
 // What a kernel of kShapes is launched with.
 inline Choice arrange(int shape, int64_t m, int64_t n, int64_t k, int multiprocessors) {
   const Tile& tile = kShapes[shape].tile;
-  const int bit_count = bits(kShapes[shape].weight), cost = kTileCost * 8192 / tile.weight_bytes(bit_count);
+  const int bit_count = bits(kShapes[shape].weight), unit_bytes = tile.weight_bytes(bit_count);
   const TileGrid tiles =
       TileGrid::of(static_cast<int>((m + tile.m - 1) / tile.m), static_cast<int>((n + kTileN - 1) / kTileN));
   return {shape, tiles,
-          cut(tiles.tiles(), static_cast<int>(k), tile.unit(), cost, tile.k_teams, multiprocessors),
+          cut(tiles.tiles(), static_cast<int>(k), tile.unit(), kTileCost * 8192 / unit_bytes,
+              kTileLead * 8192 / unit_bytes, tile.k_teams, multiprocessors),
           tile.shared_bytes(bit_count)};
 }
 
@@ -166,8 +168,10 @@ inline Choice arrange_sm90(int shape, int64_t m, int64_t n, int64_t k, int multi
   const Sm90Tile& tile = kSm90Shapes[shape].tile;
   const TileGrid tiles = TileGrid::of(static_cast<int>((m + tile.tokens - 1) / tile.tokens),
                                       static_cast<int>((n + kTileN - 1) / kTileN));
-  return {shape, tiles, cut(tiles.tiles(), static_cast<int>(k), kSm90Unit, kSm90TileCost, 1, multiprocessors),
-          tile.shared_bytes()};
+  return {
+      shape, tiles,
+      cut(tiles.tiles(), static_cast<int>(k), kSm90Unit, kSm90TileCost, kSm90TileLead, 1, multiprocessors),
+      tile.shared_bytes()};
 }
 
 inline Choice choose_sm90(int64_t m, int64_t n, int64_t k, int64_t group, int multiprocessors) {
