@@ -248,7 +248,7 @@ struct Sm90Tile {
   }
   SGLK_HOST_DEVICE constexpr int sum_bytes() const { return (teams - 1) * tokens * kTileN * 4; }
   SGLK_HOST_DEVICE constexpr int shared_bytes() const {
-    return 1024 + stages * (stage_bytes() + 16) + sum_bytes();
+    return 1024 + stages * (stage_bytes() + 16) + 16 + sum_bytes();
   }
 };
 

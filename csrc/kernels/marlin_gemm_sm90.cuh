@@ -151,6 +151,7 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
       init_barrier(ring.full + i * 8, kSm90Producers);
       init_barrier(ring.empty + i * 8, C::kConsumers / C::kTeams / 32);
     }
+    init_barrier(ring.parts, 1);
     fence_barriers();
   }
   if (p.zeros == nullptr) fill_zeros<C>(ring);
@@ -257,7 +258,7 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
       const int first = C::kFindsEarly ? target.first : p.partition.block_of(tile_begin);
       place_in_tile = block - first;
       blocks = (C::kFindsEarly ? target.last : p.partition.block_of(tile_end - 1)) - first + 1;
-      collect<C>(p, own, block, first, blocks, column_half, team, p.m - m0);
+      collect<C>(p, ring, own, block, first, blocks, column_half, team, p.m - m0);
     }
     if (place_in_tile == 0) {
       store_tile<C>(p, own, m0, n0 + team * 16, opaque(warp), opaque(threadIdx.x) % 32);
@@ -281,6 +282,7 @@ __device__ __forceinline__ void run(const Sm90Params& params) {
   ring.base = __shfl_sync(0xffffffffu, (shared_address(dynamic_shared()) + 1023) & ~1023u, 0);
   ring.full = ring.base + C::kStages * C::kTile.stage_bytes();
   ring.empty = ring.full + C::kStages * 8;
+  ring.parts = ring.empty + C::kStages * 8;
   // A block waits for those after it in the list, which therefore come first in the grid.
   const int block = gridDim.x - 1 - blockIdx.x;
   if (threadIdx.x >= 128) {

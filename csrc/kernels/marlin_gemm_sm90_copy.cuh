@@ -42,6 +42,7 @@ struct Ring {
   uint32_t base;   // of the first stage
   uint32_t full;   // barriers: the bytes of a stage are there
   uint32_t empty;  // all warps that multiply are done with it
+  uint32_t parts;  // the parts of other blocks are there: await_parts
 };
 
 // A place in the ring, and how often it was passed.
@@ -90,6 +91,26 @@ struct Piece {
     end = min(p.partition.tile.value, last - tile_begin);
   }
 };
+
+// Whether the block at this place of a tile gets the parts of all others, at once.
+template <class C>
+__device__ __forceinline__ bool has_all_parts(int place, int blocks) {
+  return place == 0 && blocks > 1 && blocks <= max_flat(C::kTokens);
+}
+
+// Waits for the parts of the block's last tile, if it gets them all, while others still multiply: to find
+// that they are there takes 0.3 us (o with 16 tokens 9.4 -> 9.05 us; H200, 2026-11-29).
+template <class C>
+__device__ __forceinline__ void await_parts(const Params& p, const Ring& ring, int block, int last) {
+  const int tile_begin = p.partition.tile.divide(last - 1) * p.partition.tile.value;
+  const int tile_end = tile_begin + p.partition.tile.value;
+  const int first = p.partition.block_of(tile_begin), blocks = p.partition.block_of(tile_end - 1) - first + 1;
+  if (!has_all_parts<C>(block - first, blocks)) return;
+  while (load_acquire(p.arrivals + block) != (1 << (blocks - 1)) - 1) {
+  }
+  p.arrivals[block] = 0;
+  arrive(ring.parts);
+}
 
 // One thread of each warp: starts a quarter of all copies of the block. (One thread for all was too slow, and
 // so is what divides in the inner loop: 60 to 90 clocks a copy, more than the memory needs; H200,
@@ -157,6 +178,7 @@ __device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ri
     }
     piece = Piece(p, begin, last);
   }
+  if (warp == 0) await_parts<C>(p, ring, block, last);
 }
 
 }  // namespace sglk::marlin_gemm::sm90

@@ -28,7 +28,7 @@ __device__ __forceinline__ void add_teams(OwnSums<C>& own, const Sums<C>& sum, c
   } else {
     constexpr int kChunks = C::kTokens / 8;
     // [team that gets them][four sums][thread of a team], after the barriers of the ring
-    const uint32_t offset = ring.empty + C::kStages * 8 - shared_address(dynamic_shared());
+    const uint32_t offset = ring.parts + 16 - shared_address(dynamic_shared());
     float4* const shared =
         reinterpret_cast<float4*>(dynamic_shared() + offset) + (opaque(threadIdx.x) - 128) % 256;
     consumer_barrier<C>();  // what was there has been read
@@ -116,24 +116,16 @@ __device__ __forceinline__ void add_parts(OwnSums<C>& sum, const float4* part, i
   }
 }
 
-// Adds the parts of a block's children, of the `blocks` from `first` on that share a tile. Where it has all
-// others, it waits for them at once.
+// Adds the parts of a block's children, of the `blocks` from `first` on that share a tile.
 template <class C>
-__device__ __forceinline__ void collect(const Params& p, OwnSums<C>& sum, int block, int first, int blocks,
-                                        int half, int team, int rows) {
-  const auto wait = [&](int flags) {
-    if (threadIdx.x == 128) {
-      while ((load_acquire(p.arrivals + block) & flags) != flags) {
-      }
-    }
-    consumer_barrier<C>();
-  };
+__device__ __forceinline__ void collect(const Params& p, const Ring& ring, OwnSums<C>& sum, int block,
+                                        int first, int blocks, int half, int team, int rows) {
   constexpr int kFlat = max_flat(C::kTokens);
   // Without children here it may have some in its next tile, whose flags may be up already.
   if (child_of(block - first, 0, blocks, kFlat) == 0) return;
   const float4* part = opaque(part_of<C>(p, block + 1, half, team));  // of the first child
-  if (blocks <= kFlat) {
-    wait((1 << (blocks - 1)) - 1);
+  if (has_all_parts<C>(block - first, blocks)) {
+    wait_barrier(ring.parts, 0);
 #pragma unroll 1
     for (int left = blocks - 1; left > 0; left -= kLoadedParts<C>) {
       add_parts<C, kLoadedParts<C>>(sum, part, left, rows);
@@ -142,12 +134,16 @@ __device__ __forceinline__ void collect(const Params& p, OwnSums<C>& sum, int bl
   } else {
 #pragma unroll 1
     for (int child = 0; child_of(block - first, child, blocks, kFlat) > 0; ++child) {
-      wait(1 << child);
+      if (threadIdx.x == 128) {
+        while ((load_acquire(p.arrivals + block) >> child & 1) == 0) {
+        }
+      }
+      consumer_barrier<C>();
       add_parts<C, 1>(sum, part, 1, rows);
       part += kPartSize<C> << child;
     }
+    if (threadIdx.x == 128) p.arrivals[block] = 0;
   }
-  if (threadIdx.x == 128) p.arrivals[block] = 0;
 }
 
 // n0: of the half of the block's columns, and the 16 of each 32 that the first own sums are of.
