@@ -67,7 +67,7 @@ struct Task {
     const int units = team_unit(place.team + 1, C::kTeams, before, count) - begin;
     const int unit = piece.begin - piece.tile_begin + begin;
     if constexpr (!C::kFindsEarly) return {piece.tile, unit, units, {}};
-    return {piece.tile, in_register(unit), in_register(units), Target::of(p, piece.tile)};
+    return {piece.tile, uniform(unit), uniform(units), Target::of(p, piece.tile)};
   }
 };
 

@@ -104,8 +104,7 @@ struct Place {
   bool copies_group[kGroupCopies];
 
   __device__ __forceinline__ Place() {
-    // The broadcast tells the compiler that a warp does not diverge on these.
-    const unsigned block_warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+    const unsigned block_warp = uniform(threadIdx.x / 32);
     const unsigned team_warp = block_warp % C::kTile.team_warps();
     team = block_warp / C::kTile.team_warps();
     warp = team_warp;

@@ -53,9 +53,7 @@ struct Place {
     zero_shift = odd * 8;
     zeros = C::kZeros + block * 32 + i * 4;
     groups = p.groups, group_shift = p.group_shift;
-    if constexpr (!C::kIsTight) {  // the broadcast keeps them in registers
-      groups = __shfl_sync(0xffffffffu, groups, 0), group_shift = __shfl_sync(0xffffffffu, group_shift, 0);
-    }
+    if constexpr (!C::kIsTight) groups = uniform(groups), group_shift = uniform(group_shift);
   }
 };
 
@@ -143,9 +141,7 @@ __device__ __forceinline__ void close_group(Sums<C>& sum, const Sums<C>& group, 
 template <class C>
 __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int block) {
   using T = typename C::T;
-  // The broadcasts tell the compiler that a warp does not diverge on these.
-  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128 - 1, 0);
-  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32 % 4, 0);
+  const int warpgroup = uniform(threadIdx.x / 128 - 1), warp = uniform(threadIdx.x / 32 % 4);
   if (threadIdx.x == 128) {
     for (int i = 0; i < C::kStages; ++i) {
       init_barrier(ring.full + i * 8, kSm90Producers);
@@ -157,8 +153,8 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
   if (p.zeros == nullptr) fill_zeros<C>(ring);
   __syncthreads();
   take_registers<C::kTeams == 1 ? 232 : 112>();
-  int begin = __shfl_sync(0xffffffffu, p.partition.first(block), 0);
-  const int last = __shfl_sync(0xffffffffu, p.partition.first(block + 1), 0);
+  int begin = uniform(p.partition.first(block));
+  const int last = uniform(p.partition.first(block + 1));
   const int column_half = warpgroup % 2, team = C::kTeams == 1 ? 0 : warpgroup / 2;
   const Place<C> place(p, column_half, warp, threadIdx.x % 32);
   const auto release = [&](uint32_t empty) {
@@ -278,8 +274,8 @@ template <class C>
 __device__ __forceinline__ void run(const Sm90Params& params) {
   const Params& p = params.common;
   Ring ring;
-  // The broadcast keeps the address in a register: computed anew, it takes five instructions a unit.
-  ring.base = __shfl_sync(0xffffffffu, (shared_address(dynamic_shared()) + 1023) & ~1023u, 0);
+  // Computed anew, it would take five instructions a unit.
+  ring.base = uniform((shared_address(dynamic_shared()) + 1023) & ~1023u);
   ring.full = ring.base + C::kStages * C::kTile.stage_bytes();
   ring.empty = ring.full + C::kStages * 8;
   ring.parts = ring.empty + C::kStages * 8;

@@ -121,7 +121,7 @@ __device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ri
   const Params& p = params.common;
   int begin = p.partition.first(block);
   const int last = p.partition.first(block + 1);
-  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+  const int warp = uniform(static_cast<int>(threadIdx.x) / 32);
   // Warps 0 and 1 copy half of the tokens each, 2 the scales, 3 the zero points.
   const bool has_tokens = warp < 2, has_group = warp == 2 || (warp == 3 && p.zeros != nullptr);
   const TensorMap* const map = warp < 2 ? &params.tokens : warp == 2 ? &params.scales : &params.zeros;

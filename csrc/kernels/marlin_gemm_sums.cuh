@@ -69,10 +69,6 @@ __device__ __forceinline__ void add_teams(OwnSums<C>& own, const Sums<C>& sum, c
   }
 }
 
-// What is the same for all lanes, found here and now: the broadcast tells the compiler that a warp does not
-// diverge on it.
-__device__ __forceinline__ int in_register(int x) { return static_cast<int>(__shfl_sync(0xffffffffu, x, 0)); }
-
 // Where the sums of a tile go, and who has a part of them.
 struct Target {
   TileIndex index;
@@ -81,9 +77,9 @@ struct Target {
   __device__ __forceinline__ static Target of(const Params& p, int tile) {
     const int begin = tile * p.partition.tile.value;
     const TileIndex index = p.tiles.at(tile);
-    return {{in_register(index.m), in_register(index.n)},
-            in_register(p.partition.block_of(begin)),
-            in_register(p.partition.block_of(begin + p.partition.tile.value - 1))};
+    return {{uniform(index.m), uniform(index.n)},
+            uniform(p.partition.block_of(begin)),
+            uniform(p.partition.block_of(begin + p.partition.tile.value - 1))};
   }
 };
 

@@ -133,14 +133,14 @@ def test_many_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -
 @pytest.mark.parametrize(("file", "old", "new", "case", "message"), [
     (
         "marlin_gemm_copy.cuh",
-        "wait_copies<C::kStages - 2>",  # of the units that come later
+        "wait_copies<C::kStages - 2>",  # a unit is read before it is there
         "wait_copies<C::kStages - 1>",
         ("marlin_gemm_bf16_u4_m16", 3, 320, 640, 128, 1, 4, 1),
         RACE,
     ),
     (
         "marlin_gemm_copy.cuh",
-        "wait_copies<C::kStages - 1>",  # which waits for all stages but the last
+        "wait_copies<C::kStages - 1>",  # or the first, with all stages on their way
         "wait_copies<C::kStages>",
         ("marlin_gemm_bf16_u4_m8_group", 3, 320, 640, 128, 1, 4, 1),
         RACE,

@@ -28,6 +28,13 @@ __device__ __forceinline__ T* opaque(T* x) {
   return x;
 }
 
+// What is the same for all lanes of a warp, found here and kept in a register: the broadcast tells the
+// compiler that the warp does not diverge on it.
+template <class T>
+__device__ __forceinline__ T uniform(T x) {
+  return static_cast<T>(__shfl_sync(0xffffffffu, x, 0));
+}
+
 // Waits until so many threads have come to it; 0 is __syncthreads.
 template <int kThreads>
 __device__ __forceinline__ void named_barrier(int id) {

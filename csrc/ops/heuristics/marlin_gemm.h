@@ -105,10 +105,18 @@ inline int choose_shape(int64_t m, int64_t n, int64_t k, WeightType weight, bool
 // over between two tiles does not lose much by it.
 constexpr int kEvenRows = 2048;
 
+// How tiles are cut into pieces, in units.
+struct Cutting {
+  int unit;        // rows
+  int cost, lead;  // as kTileCost, kTileLead
+  int least;       // of a piece
+};
+
 // Whole tiles while the last wave is nearly full, which share operands in the L2 better (97 % full: 6 to 10 %
-// faster than pieces, 93 %: 6 % slower; H200, 2026-11-28); otherwise pieces, of at least `least` units, that
-// end with tiles if they are short and that leaves few multiprocessors idle.
-inline Partition cut(int tiles, int k, int unit, int cost, int lead, int least, int multiprocessors) {
+// faster than pieces, 93 %: 6 % slower; H200, 2026-11-28); otherwise pieces that end with tiles if they are
+// short and that leaves few multiprocessors idle.
+inline Partition cut(int tiles, int k, const Cutting& cutting, int multiprocessors) {
+  const auto& [unit, cost, lead, least] = cutting;
   const int tile_units = k / unit, sharers = multiprocessors / tiles;
   if (sharers > 1 && sharers * std::max(sharers, least) <= tile_units && sharers * kEvenRows >= k &&
       sharers * tiles * 10 >= multiprocessors * 9) {
@@ -127,8 +135,9 @@ inline Choice arrange(int shape, int64_t m, int64_t n, int64_t k, int multiproce
   const TileGrid tiles =
       TileGrid::of(static_cast<int>((m + tile.m - 1) / tile.m), static_cast<int>((n + kTileN - 1) / kTileN));
   return {shape, tiles,
-          cut(tiles.tiles(), static_cast<int>(k), tile.unit(), kTileCost * 8192 / unit_bytes,
-              kTileLead * 8192 / unit_bytes, tile.k_teams, multiprocessors),
+          cut(tiles.tiles(), static_cast<int>(k),
+              {tile.unit(), kTileCost * 8192 / unit_bytes, kTileLead * 8192 / unit_bytes, tile.k_teams},
+              multiprocessors),
           tile.shared_bytes(bit_count)};
 }
 
@@ -170,7 +179,7 @@ inline Choice arrange_sm90(int shape, int64_t m, int64_t n, int64_t k, int multi
                                       static_cast<int>((n + kTileN - 1) / kTileN));
   return {
       shape, tiles,
-      cut(tiles.tiles(), static_cast<int>(k), kSm90Unit, kSm90TileCost, kSm90TileLead, 1, multiprocessors),
+      cut(tiles.tiles(), static_cast<int>(k), {kSm90Unit, kSm90TileCost, kSm90TileLead, 1}, multiprocessors),
       tile.shared_bytes()};
 }
 

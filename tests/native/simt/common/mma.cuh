@@ -16,6 +16,11 @@ T opaque(T x) {
   return x;
 }
 
+template <class T>
+T uniform(T x) {
+  return static_cast<T>(__shfl_sync(0xffffffffu, static_cast<unsigned>(x), 0));
+}
+
 template <int kThreads>
 void named_barrier(int id) {
   simt::synchronize(simt::current->block->barriers[id], kThreads);
