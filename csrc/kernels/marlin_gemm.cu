@@ -60,9 +60,10 @@ struct Task {
   int unit, units;  // of the tile
   Target target;    // C::kFindsEarly
 
+  // before: units that the block has before the piece.
   __device__ __forceinline__ static Task of(const Params& p, const Place<C>& place, const Piece& piece,
-                                            int first) {
-    const int count = piece.end - piece.begin, before = piece.begin - first;
+                                            int before) {
+    const int count = piece.end - piece.begin;
     const int begin = team_unit(place.team, C::kTeams, before, count);
     const int units = team_unit(place.team + 1, C::kTeams, before, count) - begin;
     const int unit = piece.begin - piece.tile_begin + begin;
@@ -81,7 +82,7 @@ __device__ __forceinline__ void multiply_units(const Params& p, Accumulators<C>&
   const uint16_t* scales = nullptr;
   if (C::kIsActOrder) {
     static_assert(!C::kIsActOrder || C::kColumns == 64);
-    const int column = min(p.tiles.at(tile).n * kTileN + place.warp * 64, p.n - 64);
+    const int column = min(p.tiles.at(tile).n * C::kWidth + place.warp * 64, p.n - 64);
     scales = static_cast<const uint16_t*>(p.scales) + column + place.lane / 4 * 8;
   }
   const int group_mask = (1 << group_shift<C>(p)) - 1;
@@ -198,9 +199,6 @@ __device__ __forceinline__ void equalize_barriers(int team, int before, int unit
   for (int i = barriers(own); i < barriers(most); ++i) team_barrier<C>(team);
 }
 
-// A block waits for those after it in the list, which therefore come first in the grid.
-__device__ __forceinline__ int block_index() { return gridDim.x - 1 - blockIdx.x; }
-
 // Reports a block's part of its first tile, if another block began that, to the one that did. first: of the
 // block's units. All threads have passed a barrier since they wrote the part.
 __device__ __forceinline__ void report_part(const Params& p, int first) {
@@ -217,18 +215,19 @@ __device__ __forceinline__ void finish_piece(const Params& p, const Sums<C>& sum
                                              const Piece& piece, int known_first, const Target& known,
                                              char* team_sums) {
   const int block = opaque(block_index()), first = C::kFindsEarly ? known_first : p.partition.first(block);
-  equalize_barriers<C>(place.team, piece.begin - first, piece.end - piece.begin);
+  equalize_barriers<C>(place.team, units_before<C>(first, piece.begin), piece.end - piece.begin);
   const bool reports_now = !C::kReportsLate || piece.end == p.partition.first(block + 1);
-  if (piece.begin > first) {  // the sums that teams handed each other must have been read
+  const bool is_first = C::kHasDirect ? piece.begin == first_unit<C>(p, block) : piece.begin <= first;
+  if (!is_first) {  // the sums that teams handed each other must have been read
     block_barrier<C>();
-    if (C::kReportsLate && reports_now) report_part(p, first);
+    if (C::kReportsLate && reports_now && piece.begin > first) report_part(p, first);
   }
   OwnSums<C> own = {};
   add_teams<C>(own, sum, place, team_sums);
   const TileIndex index = C::kFindsEarly ? known.index : p.tiles.at(piece.tile);
-  const int m0 = index.m * C::kTokens, n0 = index.n * kTileN + place.warp * C::kColumns, rows = p.m - m0;
+  const int m0 = index.m * C::kTokens, n0 = index.n * C::kWidth + place.warp * C::kColumns, rows = p.m - m0;
   if (piece.begin > piece.tile_begin) {
-    hand_over<C>(p, own, place, block, rows);
+    if (owns_sums<C>(place)) hand_over<C>(p, own, place, block, rows);
     if (reports_now) {
       block_barrier<C>();
       if (!C::kFindsEarly) {
@@ -243,7 +242,7 @@ __device__ __forceinline__ void finish_piece(const Params& p, const Sums<C>& sum
     const int last = C::kFindsEarly ? known.last : p.partition.block_of(piece.tile_end - 1);
     collect<C>(p, own, place, block, last, rows);
   }
-  if (n0 < p.n) store_tile<C>(p, own, place, m0, n0);
+  if (owns_sums<C>(place) && n0 < p.n) store_tile<C>(p, own, place, m0, n0);
 }
 
 template <class C>
@@ -257,7 +256,7 @@ __device__ __forceinline__ void run(const Params& p) {
   char* const team_sums = shared + C::kTeams * C::kStages * C::kUnitBytes;
 
   const int last = p.partition.first(block_index() + 1);
-  int begin = p.partition.first(block_index());
+  int begin = first_unit<C>(p, block_index());
   // The first weights come while the predecessor drains: nothing that lets its successor start early writes
   // weights (pdl.cuh).
   Walk<C> ahead(p, place, begin, last);
@@ -276,7 +275,11 @@ __device__ __forceinline__ void run(const Params& p) {
   }
   if (C::kWeight == Weight::kInt4 && p.zeros == nullptr) fill_zeros<C>(place, ring.base);
   Task<C> task = {};
-  const auto find_task = [&] { task = Task<C>::of(p, place, Piece(p, begin, ahead.last), ahead.first); };
+  const auto find_task = [&] {
+    // Anew, so as not to take a register during the products.
+    const int first = C::kFindsEarly ? ahead.first : p.partition.first(opaque(block_index()));
+    task = Task<C>::of(p, place, Piece(p, begin, ahead.last), units_before<C>(first, begin));
+  };
   if (C::kFindsEarly && begin < ahead.last) find_task();
   wait_for_predecessor();
   let_successor_start();
@@ -299,9 +302,9 @@ __device__ __forceinline__ void run(const Params& p) {
     } else {
       multiply_units<C>(p, acc, ring, ahead, place, task.tile, task.unit, task.units);
     }
-    const Piece piece(p, opaque(begin), ahead.last);  // anew, so as not to take registers meanwhile
+    const Piece piece(p, opaque(begin), ahead.last);  // anew, too
     finish_piece<C>(p, acc.sum, place, piece, ahead.first, task.target, team_sums);
-    begin = piece.end;
+    begin = next_unit<C>(p, block_index(), piece.end);
     if (C::kFindsEarly && begin < ahead.last) find_task();
   }
 }
@@ -337,31 +340,33 @@ __device__ __forceinline__ void gather(const Params& p) {
       (sglk::marlin_gemm::run<sglk::marlin_gemm::Config<                                                    \
            type, sglk::marlin_gemm::Weight::weight, is_act_order, sglk::marlin_gemm::tile.m,                \
            sglk::marlin_gemm::tile.columns, sglk::marlin_gemm::tile.k_teams, sglk::marlin_gemm::tile.steps, \
-           sglk::marlin_gemm::tile.stages, sglk::marlin_gemm::tile.batch, sglk::marlin_gemm::tile.group>>(  \
-          p)))
+           sglk::marlin_gemm::tile.stages, sglk::marlin_gemm::tile.batch, sglk::marlin_gemm::tile.group,    \
+           sglk::marlin_gemm::tile.width>>(p)))
 
-#define SGLK_MARLIN_DTYPE(dtype, type)                                           \
-  SGLK_MARLIN_GEMM(dtype, type, u4_m8, kInt4, false, kTile8)                     \
-  SGLK_MARLIN_GEMM(dtype, type, u4_m8_deep, kInt4, false, kTile8Deep)            \
-  SGLK_MARLIN_GEMM(dtype, type, u4_m8_group, kInt4, false, kTile8Group)          \
-  SGLK_MARLIN_GEMM(dtype, type, u4_m8_long, kInt4, false, kTile8Long)            \
-  SGLK_MARLIN_GEMM(dtype, type, u4_m16, kInt4, false, kTile16)                   \
-  SGLK_MARLIN_GEMM(dtype, type, u4_m16_deep, kInt4, false, kTile16Deep)          \
-  SGLK_MARLIN_GEMM(dtype, type, u4_m16_long, kInt4, false, kTile16Long)          \
-  SGLK_MARLIN_GEMM(dtype, type, u4_m32, kInt4, false, kTile32)                   \
-  SGLK_MARLIN_GEMM(dtype, type, u4_m32_deep, kInt4, false, kTile32Deep)          \
-  SGLK_MARLIN_GEMM(dtype, type, u4_m32_group, kInt4, false, kTile32Group)        \
-  SGLK_MARLIN_GEMM(dtype, type, u4_m32_long, kInt4, false, kTile32Long)          \
-  SGLK_MARLIN_GEMM(dtype, type, u4_m64, kInt4, false, kTile64)                   \
-  SGLK_MARLIN_GEMM(dtype, type, u4_m64_group, kInt4, false, kTile64Group)        \
-  SGLK_MARLIN_GEMM(dtype, type, u4_m128, kInt4, false, kTile128)                 \
-  SGLK_MARLIN_GEMM(dtype, type, u4_m128_long, kInt4, false, kTile128Long)        \
-  SGLK_MARLIN_GEMM(dtype, type, u8_m16, kInt8, false, kTile16Byte)               \
-  SGLK_MARLIN_GEMM(dtype, type, u8_m64, kInt8, false, kTile64Byte)               \
-  SGLK_MARLIN_GEMM(dtype, type, fp8_m16, kFloat8, false, kTile16Byte)            \
-  SGLK_MARLIN_GEMM(dtype, type, fp8_m64, kFloat8, false, kTile64Byte)            \
-  SGLK_MARLIN_GEMM(dtype, type, u4_act_order_m64, kInt4, true, kTile64Order)     \
-  SGLK_MARLIN_GEMM(dtype, type, u8_act_order_m64, kInt8, true, kTile64OrderByte) \
+#define SGLK_MARLIN_DTYPE(dtype, type)                                             \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m8, kInt4, false, kTile8)                       \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m8_deep, kInt4, false, kTile8Deep)              \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m8_group, kInt4, false, kTile8Group)            \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m8_long, kInt4, false, kTile8Long)              \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m8_narrow, kInt4, false, kTile8Narrow)          \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m8_narrow_long, kInt4, false, kTile8NarrowLong) \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m16, kInt4, false, kTile16)                     \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m16_deep, kInt4, false, kTile16Deep)            \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m16_long, kInt4, false, kTile16Long)            \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m32, kInt4, false, kTile32)                     \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m32_deep, kInt4, false, kTile32Deep)            \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m32_group, kInt4, false, kTile32Group)          \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m32_long, kInt4, false, kTile32Long)            \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m64, kInt4, false, kTile64)                     \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m64_group, kInt4, false, kTile64Group)          \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m128, kInt4, false, kTile128)                   \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m128_long, kInt4, false, kTile128Long)          \
+  SGLK_MARLIN_GEMM(dtype, type, u8_m16, kInt8, false, kTile16Byte)                 \
+  SGLK_MARLIN_GEMM(dtype, type, u8_m64, kInt8, false, kTile64Byte)                 \
+  SGLK_MARLIN_GEMM(dtype, type, fp8_m16, kFloat8, false, kTile16Byte)              \
+  SGLK_MARLIN_GEMM(dtype, type, fp8_m64, kFloat8, false, kTile64Byte)              \
+  SGLK_MARLIN_GEMM(dtype, type, u4_act_order_m64, kInt4, true, kTile64Order)       \
+  SGLK_MARLIN_GEMM(dtype, type, u8_act_order_m64, kInt8, true, kTile64OrderByte)   \
   SGLK_MARLIN_ENTRY(dtype, gather, sglk::marlin_gemm::kGatherThreads, sglk::marlin_gemm::gather(p))
 
 SGLK_MARLIN_DTYPE(bf16, sglk::bf16)
@@ -373,14 +378,16 @@ SGLK_MARLIN_DTYPE(f16, sglk::f16)
       marlin_gemm_sm90_##dtype##_##name(const __grid_constant__ sglk::marlin_gemm::Sm90Params p) {           \
     sglk::marlin_gemm::sm90::run<sglk::marlin_gemm::sm90::Config<                                            \
         type, sglk::marlin_gemm::tile.tokens, sglk::marlin_gemm::tile.stages, sglk::marlin_gemm::tile.teams, \
-        sglk::marlin_gemm::tile.group>>(p);                                                                  \
+        sglk::marlin_gemm::tile.group, sglk::marlin_gemm::tile.width>>(p);                                   \
   }
 
-#define SGLK_MARLIN_SM90_DTYPE(dtype, type)                     \
-  SGLK_MARLIN_SM90(dtype, type, u4_m16_group, kSm90Tile16Group) \
-  SGLK_MARLIN_SM90(dtype, type, u4_m32, kSm90Tile32)            \
-  SGLK_MARLIN_SM90(dtype, type, u4_m32_group, kSm90Tile32Group) \
-  SGLK_MARLIN_SM90(dtype, type, u4_m64, kSm90Tile64)            \
+#define SGLK_MARLIN_SM90_DTYPE(dtype, type)                       \
+  SGLK_MARLIN_SM90(dtype, type, u4_m16_group, kSm90Tile16Group)   \
+  SGLK_MARLIN_SM90(dtype, type, u4_m16_narrow, kSm90Tile16Narrow) \
+  SGLK_MARLIN_SM90(dtype, type, u4_m32, kSm90Tile32)              \
+  SGLK_MARLIN_SM90(dtype, type, u4_m32_group, kSm90Tile32Group)   \
+  SGLK_MARLIN_SM90(dtype, type, u4_m32_narrow, kSm90Tile32Narrow) \
+  SGLK_MARLIN_SM90(dtype, type, u4_m64, kSm90Tile64)              \
   SGLK_MARLIN_SM90(dtype, type, u4_m128, kSm90Tile128)
 
 SGLK_MARLIN_SM90_DTYPE(bf16, sglk::bf16)

@@ -10,12 +10,13 @@ namespace sglk::marlin_gemm {
 enum class Weight { kInt4, kInt8, kFloat8 };
 
 template <class T_, Weight kWeight_, bool kIsActOrder_, int kTokens_, int kColumns_, int kTeams_, int kSteps_,
-          int kStages_, int kBatch_, int kGroup_>
+          int kStages_, int kBatch_, int kGroup_, int kWidth_>
 struct Config {
   using T = T_;
   static constexpr Weight kWeight = kWeight_;
   static constexpr bool kIsActOrder = kIsActOrder_;
-  static constexpr Tile kTile{kTokens_, kColumns_, kTeams_, kSteps_, kStages_, kBatch_, kGroup_};
+  static constexpr Tile kTile{kTokens_, kColumns_, kTeams_, kSteps_, kStages_, kBatch_, kGroup_, kWidth_};
+  static constexpr int kWidth = kWidth_;
   static constexpr int kGroup = kGroup_, kPairs = kSteps_ / 2;  // pairs of steps in a unit
   static constexpr int kTokens = kTokens_, kTeams = kTeams_, kSteps = kSteps_, kStages = kStages_;
   static constexpr int kColumns = kColumns_, kBatch = kBatch_;
@@ -28,9 +29,12 @@ struct Config {
   static constexpr bool kLoadsPairs = kTokenTiles == 1;  // of steps: ldmatrix has eight tokens of two, or 16
   static constexpr int kLoadedTiles = kLoadsPairs ? 2 : kTokenTiles;
   static constexpr int kColumnTiles = kColumns / 16;
-  static constexpr int kOwn = kColumnTiles / kTeams;  // of a team in the end
+  // In the end the first kOwners teams have kOwn each of a warp's 16 columns.
+  static constexpr int kOwners = kTeams < kColumnTiles ? kTeams : kColumnTiles;
+  static constexpr int kOwn = kColumnTiles / kOwners;
   static constexpr bool kScalesSums = !kIsActOrder && kTokens <= 32;
   static constexpr bool kWorksAhead = !kIsActOrder && kTokens >= 64;
+  static constexpr bool kHasDirect = has_direct(kTokens, kWeight == Weight::kInt4, kIsActOrder);
   // A part is reported once it is written; with 64 tokens, whose ring has no slack while a warp waits for the
   // memory, when the block has nothing more to do (0.4 to 3 % of 97 us; H200, 2026-11-28).
   static constexpr bool kReportsLate = kTokens == 64;
@@ -86,13 +90,16 @@ __device__ __forceinline__ int group_shift(const Params& p) {
 // Where a thread stands, and its addresses in a slot of the ring.
 template <class C>
 struct Place {
-  static constexpr int kChunkRow = 2 * C::kSteps;            // chunks of a row of tokens
-  static constexpr int kRows = C::kTeamThreads / kChunkRow;  // of tokens that a team copies at once
+  static constexpr int kChunkRow = 2 * C::kSteps;  // chunks of a row of tokens
+  // Of tokens that a team copies at once, eight at least, after which the permutation repeats.
+  static constexpr int kRowThreads = kChunkRow < C::kTeamThreads / 8 ? kChunkRow : C::kTeamThreads / 8;
+  static constexpr int kRows = C::kTeamThreads / kRowThreads;
 
-  // The chunks of the scales of a unit's groups, 32 each, and of their zero points, 8, which the threads of a
-  // team copy in turn.
-  static constexpr int kScaleChunks = 32 * C::kTile.groups();
-  static constexpr int kGroupChunks = kScaleChunks + 8 * C::kTile.groups();
+  // The chunks of the scales of a unit's groups, and of their zero points, which the threads of a team copy
+  // in turn.
+  static constexpr int kScaleRow = C::kWidth / 8, kZeroRow = C::kWidth / 32;
+  static constexpr int kScaleChunks = kScaleRow * C::kTile.groups();
+  static constexpr int kGroupChunks = kScaleChunks + kZeroRow * C::kTile.groups();
   static constexpr int kGroupCopies = (kGroupChunks + C::kTeamThreads - 1) / C::kTeamThreads;
 
   int team, lane;
@@ -129,7 +136,8 @@ struct Place {
     scales = opaque(C::kScaleOffset + tile * 128 +
                     (has_one_group<C>(p) ? lane / 8 * 16 + share * 64 : lane / 4 * 16 + share * 8));
     zeros = opaque(C::kZeroOffset + (tile * 8 + lane / 4) * 4);
-    copied_tokens = opaque(C::kTokenOffset + token_chunk<C::kSteps>(thread / kChunkRow, thread % kChunkRow));
+    copied_tokens =
+        opaque(C::kTokenOffset + token_chunk<C::kSteps>(thread / kRowThreads, thread % kRowThreads));
 #pragma unroll
     for (int i = 0; i < kGroupCopies; ++i) {
       copied_group[i] = opaque(copies_scales(i) ? C::kScaleOffset + chunk(i) * 16
@@ -144,11 +152,11 @@ struct Place {
   __device__ __forceinline__ unsigned chunk(int i) const { return i * C::kTeamThreads + thread; }
   __device__ __forceinline__ bool copies_scales(int i) const { return chunk(i) < kScaleChunks; }
   __device__ __forceinline__ int group_row(int i) const {
-    return copies_scales(i) ? chunk(i) / 32 : (chunk(i) - kScaleChunks) / 8;
+    return copies_scales(i) ? chunk(i) / kScaleRow : (chunk(i) - kScaleChunks) / kZeroRow;
   }
   // Of the weights that a warp copies at once: a tile of 64 columns in each of kSharers rows.
-  __device__ __forceinline__ int weight_row() const { return warp / 4; }
-  __device__ __forceinline__ int weight_tile() const { return warp % 4; }
+  __device__ __forceinline__ int weight_row() const { return warp / (C::kWidth / 64); }
+  __device__ __forceinline__ int weight_tile() const { return warp % (C::kWidth / 64); }
 };
 
 // A team's ring.
@@ -174,11 +182,30 @@ __device__ __forceinline__ void await_unit(const Place<C>& place, bool is_full =
   team_barrier<C>(place.team);
 }
 
+// A block waits for those after it in the list, which therefore come first in the grid.
+__device__ __forceinline__ int block_index() { return gridDim.x - 1 - blockIdx.x; }
+
+// As Partition has it.
+template <class C>
+__device__ __forceinline__ int first_unit(const Params& p, int block) {
+  return C::kHasDirect ? p.partition.begin(block) : p.partition.first(block);
+}
+template <class C>
+__device__ __forceinline__ int next_unit(const Params& p, int block, int end) {
+  return C::kHasDirect ? p.partition.next(block, end) : end;
+}
+// Units that a block, whose first in the list is `first`, has before another: as the teams count them, which
+// share each direct tile anew.
+template <class C>
+__device__ __forceinline__ int units_before(int first, int unit) {
+  return C::kHasDirect ? max(unit - first, 0) : unit - first;
+}
+
 // A team's way through the units of its block: `left` units of one tile, then the next tile.
 template <class C>
 struct Walk {
-  int next;         // the unit in the list of all units where the piece after this one begins
-  int first, last;  // of the block, exclusive
+  int next;         // the unit among all where the piece after this one begins
+  int first, last;  // of the block in the list, exclusive
   int unit, left;
   TileIndex index{};                          // of the unit's tile
   int rows;                                   // of tokens from this thread's first to the last
@@ -190,6 +217,7 @@ struct Walk {
 
   __device__ __forceinline__ Walk(const Params& p, const Place<C>& place, int begin, int last)
       : next(begin), first(begin), last(last), unit(0), left(0) {
+    if (C::kHasDirect) first = p.partition.first(block_index());
     weight_bytes = opaque(p.n * (C::kBits * 2 * C::kSharers));
     token_bytes = opaque(static_cast<int>(p.a_stride) * (Place<C>::kRows * 2));
     open<false>(p, place);
@@ -201,15 +229,15 @@ struct Walk {
     while (left == 0 && next < last) {
       const int tile_units = p.partition.tile.value, tile = p.partition.tile.divide(next);
       const int begin = next - tile * tile_units, end = min(last - tile * tile_units, tile_units);
-      const int before = next - first;
+      const int before = units_before<C>(first, next);
       const int team_begin = team_unit(place.team, C::kTeams, before, end - begin);
       unit = begin + team_begin;
       left = team_unit(place.team + 1, C::kTeams, before, end - begin) - team_begin;
-      next = tile * tile_units + end;
+      next = next_unit<C>(p, block_index(), tile * tile_units + end);
       index = p.tiles.at(tile);
       // Columns beyond the matrix repeat the last ones, tokens beyond it are whatever was there: neither is
       // stored.
-      const int n0 = min(index.n * kTileN + place.weight_tile() * 64, p.n - 64);
+      const int n0 = min(index.n * C::kWidth + place.weight_tile() * 64, p.n - 64);
       const int64_t row = int64_t{unit} * C::kSteps + place.weight_row();
       weight = static_cast<const char*>(p.weight) + (row * p.n + n0) * (C::kBits * 2) +
                place.lane * (16 * C::kPlanes);
@@ -218,19 +246,20 @@ struct Walk {
   }
   // What else there is than weights, of the unit gone on to.
   __device__ __forceinline__ void open_rest(const Params& p, const Place<C>& place) {
-    const int token = place.thread / Place<C>::kChunkRow, chunk = place.thread % Place<C>::kChunkRow;
+    const int token = place.thread / Place<C>::kRowThreads, chunk = place.thread % Place<C>::kRowThreads;
     const int m = index.m * C::kTokens + token;
     rows = token < C::kTokens ? p.m - m : 0;
     tokens = static_cast<const char*>(p.a) + (m * p.a_stride + unit * C::kTile.unit() + chunk * 8) * 2;
     if constexpr (!C::kIsActOrder) {
-      const int column = index.n * kTileN;
+      const int column = index.n * C::kWidth;
 #pragma unroll
       for (int i = 0; i < Place<C>::kGroupCopies; ++i) {
-        const int lane_chunk = place.chunk(i) % 32;
+        const int row_chunk = place.chunk(i) % Place<C>::kScaleRow;
         if (place.copies_scales(i)) {
-          group[i] = static_cast<const char*>(p.scales) + min(column + lane_chunk * 8, p.n - 8) * 2;
+          group[i] = static_cast<const char*>(p.scales) + min(column + row_chunk * 8, p.n - 8) * 2;
         } else {
-          group[i] = static_cast<const char*>(p.zeros) + min(column + lane_chunk % 8 * 32, p.n - 32) / 2;
+          group[i] = static_cast<const char*>(p.zeros) +
+                     min(column + row_chunk % Place<C>::kZeroRow * 32, p.n - 32) / 2;
         }
         group[i] += int64_t{place.group_row(i)} * group_bytes(p, place, i);
       }
@@ -269,8 +298,11 @@ struct Walk {
 #pragma unroll
         for (int row = 0; row < C::kTokens; row += Place<C>::kRows) {
           if (row < rows) {
-            copy_async(slot + place.copied_tokens + row * (Place<C>::kChunkRow * 16),
-                       tokens + int64_t{row / Place<C>::kRows} * token_bytes);
+#pragma unroll
+            for (int chunk = 0; chunk < Place<C>::kChunkRow; chunk += Place<C>::kRowThreads) {
+              copy_async(slot + place.copied_tokens + (row * Place<C>::kChunkRow + chunk) * 16,
+                         tokens + int64_t{row / Place<C>::kRows} * token_bytes + chunk * 16);
+            }
           }
         }
 #pragma unroll

@@ -8,12 +8,12 @@
 // odd_half.)
 //
 //   block: `tokens` × 256 columns     warpgroup 0: a thread of each warp copies, by the copy engine
-//                                     others: 128 columns each; two are a team
+//                                     others: 128 columns each; two are a team (of 128 columns, one is)
 //   unit: 128 rows                    two of [tokens, 64] swizzled · weights · scales · zero points
 //
 // Of 128 tokens there is one team: while the products of half a unit run, the weights of the next half are
-// made, into registers of their own. Of fewer, two teams take turns with the units, and one makes weights
-// while the other multiplies; each then adds up, and stores, half of the sums of both. Up to 32 tokens, where
+// made, into registers of their own. Of fewer, teams take turns with the units, and some make weights while
+// others multiply; each then adds up, and stores, its share of the sums of all. Up to 32 tokens, where
 // a group is a unit (kScalesSums), weights are not scaled, but the sums of a group when it ends.
 // The work is shared as in marlin_gemm.cu, but that many parts of a tile are added up a tree (max_flat).
 #pragma once
@@ -45,13 +45,14 @@ struct Place {
   int zero_shift;
   int groups, group_shift;  // of Params
 
-  __device__ __forceinline__ Place(const Params& p, int half, int warp, int lane) {
-    const int block = half * 2 + warp / 2, i = lane / 4, odd = odd_half<C>(warp, i);  // of 64 columns
-    words = C::kWeights + block * 512 + lane * 16 + odd * 8;
+  __device__ __forceinline__ Place(const Params& p, int part, int warp, int lane) {
+    // Opaque: otherwise some are computed anew in each unit.
+    const int block = part * 2 + warp / 2, i = lane / 4, odd = odd_half<C>(warp, i);  // of 64 columns
+    words = opaque(C::kWeights + block * 512 + lane * 16 + odd * 8);
     // Permuted per 64 columns, or per 32 where there is a single group.
-    scales = C::kScales + block * 128 + (p.groups > 1 ? i * 16 + odd * 8 : odd * 64 + i / 2 * 16);
-    zero_shift = odd * 8;
-    zeros = C::kZeros + block * 32 + i * 4;
+    scales = opaque(C::kScales + block * 128 + (p.groups > 1 ? i * 16 + odd * 8 : odd * 64 + i / 2 * 16));
+    zero_shift = opaque(odd * 8);
+    zeros = opaque(C::kZeros + block * 32 + i * 4);
     groups = p.groups, group_shift = p.group_shift;
     if constexpr (!C::kIsTight) groups = uniform(groups), group_shift = uniform(group_shift);
   }
@@ -59,7 +60,7 @@ struct Place {
 
 template <class C>
 __device__ __forceinline__ uint2 read_scales(const Place<C>& place, uint32_t stage, int row) {
-  const uint32_t scales = stage + place.scales + row * (kTileN * 2);
+  const uint32_t scales = stage + place.scales + row * (C::kWidth * 2);
   if (C::kScalesSums || place.groups > 1) return load_shared_pair(scales);
   const uint4 v = load_shared(scales);
   const int select = threadIdx.x / 4 % 2 ? 0x7632 : 0x5410;
@@ -67,7 +68,7 @@ __device__ __forceinline__ uint2 read_scales(const Place<C>& place, uint32_t sta
 }
 template <class C>
 __device__ __forceinline__ uint32_t read_zeros(const Place<C>& place, uint32_t stage, int row) {
-  return load_shared_word(stage + place.zeros + row * (kTileN / 2));
+  return load_shared_word(stage + place.zeros + row * (C::kWidth / 2));
 }
 template <class C>
 __device__ __forceinline__ RawGroup read_group(const Place<C>& place, uint32_t stage, int row) {
@@ -88,7 +89,7 @@ template <class C>
 __device__ __forceinline__ void read_words(Raw<C>& raw, const Place<C>& place, uint32_t stage, int batch) {
 #pragma unroll
   for (int step = 0; step < C::kSteps; ++step) {
-    raw[step] = load_shared_pair(stage + place.words + (batch * C::kSteps + step) * (kTileN * 8));
+    raw[step] = load_shared_pair(stage + place.words + (batch * C::kSteps + step) * (C::kWidth * 8));
   }
 }
 
@@ -141,7 +142,8 @@ __device__ __forceinline__ void close_group(Sums<C>& sum, const Sums<C>& group, 
 template <class C>
 __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int block) {
   using T = typename C::T;
-  const int warpgroup = uniform(threadIdx.x / 128 - 1), warp = uniform(threadIdx.x / 32 % 4);
+  const int warpgroup = uniform(threadIdx.x / 128 - 1);
+  const int warp = uniform(threadIdx.x / 32 % 4);
   if (threadIdx.x == 128) {
     for (int i = 0; i < C::kStages; ++i) {
       init_barrier(ring.full + i * 8, kSm90Producers);
@@ -153,10 +155,10 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
   if (p.zeros == nullptr) fill_zeros<C>(ring);
   __syncthreads();
   take_registers<C::kTeams == 1 ? 232 : 112>();
-  int begin = uniform(p.partition.first(block));
+  int begin = uniform(first_unit<C>(p, block));
   const int last = uniform(p.partition.first(block + 1));
-  const int column_half = warpgroup % 2, team = C::kTeams == 1 ? 0 : warpgroup / 2;
-  const Place<C> place(p, column_half, warp, threadIdx.x % 32);
+  const int part = warpgroup % C::kParts, team = C::kTeams == 1 ? 0 : warpgroup / C::kParts;
+  const Place<C> place(p, part, warp, threadIdx.x % 32);
   const auto release = [&](uint32_t empty) {
     __syncwarp();  // all lanes have read before one of them arrives, which electing it does not order
     if (elect_lane()) arrive(empty);
@@ -248,24 +250,25 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
     add_teams<C>(own, sum, ring, team);
     // Opaque: what is computed of it must not lie in registers during the products.
     const TileIndex index = C::kFindsEarly ? target.index : p.tiles.at(opaque(tile));
-    const int m0 = index.m * C::kTokens, n0 = index.n * kTileN + column_half * 128;
+    const int m0 = index.m * C::kTokens + own_tokens<C>(team);
+    const int n0 = index.n * C::kWidth + part * 128 + own_columns<C>(team);
     int place_in_tile = 0, blocks = 1;
     if (end - begin < p.partition.tile.value) {
       const int first = C::kFindsEarly ? target.first : p.partition.block_of(tile_begin);
       place_in_tile = block - first;
       blocks = (C::kFindsEarly ? target.last : p.partition.block_of(tile_end - 1)) - first + 1;
-      collect<C>(p, ring, own, block, first, blocks, column_half, team, p.m - m0);
+      collect<C>(p, ring, own, block, first, blocks, part, team, p.m - m0);
     }
     if (place_in_tile == 0) {
-      store_tile<C>(p, own, m0, n0 + team * 16, opaque(warp), opaque(threadIdx.x) % 32);
+      store_tile<C>(p, own, m0, n0, opaque(warp), opaque(threadIdx.x) % 32);
     } else {
-      hand_over<C>(p, own, block, column_half, team, p.m - m0);
+      hand_over<C>(p, own, block, part, team, p.m - m0);
       const Parent parent = parent_of(place_in_tile, blocks, max_flat(C::kTokens));
       consumer_barrier<C>();
       if (threadIdx.x == 128)
         add_release(p.arrivals + block - place_in_tile + parent.place, 1 << parent.child);
     }
-    begin = end;
+    begin = next_unit<C>(p, block, end);
     if (C::kFindsEarly && begin < last) next = Target::of(p, tile + 1);
   }
 }

@@ -10,20 +10,22 @@ namespace sglk::marlin_gemm::sm90 {
 
 constexpr int kUnitSteps = kSm90Unit / 16;
 
-template <class T_, int kTokens_, int kStages_, int kTeams_, int kGroup_>
+template <class T_, int kTokens_, int kStages_, int kTeams_, int kGroup_, int kWidth_>
 struct Config {
   using T = T_;
   static constexpr int kTokens = kTokens_, kStages = kStages_, kTeams = kTeams_;
-  static constexpr Sm90Tile kTile{kTokens, kStages, kTeams, kGroup_};
+  static constexpr int kWidth = kWidth_, kParts = kWidth / 128;  // a warpgroup of a team has one
+  static constexpr Sm90Tile kTile{kTokens, kStages, kTeams, kGroup_, kWidth};
   static constexpr int kConsumers = kTile.consumers();
   static constexpr bool kIsTight = kTokens == 128;  // sums and weights take nearly all registers
   static constexpr bool kScalesSums = kGroup_ != 0;
   static constexpr bool kIsSmall = kTokens == 16;
+  static constexpr bool kHasDirect = has_direct(kTokens, true, false);
   static constexpr bool kFindsEarly = kIsSmall;  // as in marlin_gemm_copy.cuh
   // Stages whose weights are copied while the predecessor drains. What comes early holds up how its blocks
   // add up their parts: with all stages 16 to 64 tokens through small layers took 5 to 8 % longer (H200,
   // 2026-11-28).
-  static constexpr int kEarly = kTokens == 64 ? 2 : 4;
+  static constexpr int kEarly = (kTokens == 64 ? 2 : 4) * kTileN / kWidth;
   static_assert(kEarly <= kStages);
   // A stage is always the same team's: another's warp could wait for its next round while this one is not
   // there yet, and find the parity that it waits for.
@@ -31,7 +33,8 @@ struct Config {
   // Weights of so many steps of k16 are made at once, a multiple of two; of so many batches they are kept.
   static constexpr int kSteps = kTeams == 1 || kIsSmall ? 4 : 2, kBatches = kUnitSteps / kSteps;
   static constexpr int kBuffers = kTeams == 1 ? 2 : 1;
-  static constexpr int kOwn = 2 / kTeams;  // of a warp's two sums of 16 columns, those that a team gets
+  // Of a warp's sums of 16 columns × 8 tokens, 2 by kTokens / 8, a team gets so many.
+  static constexpr int kOwn = kTeams == 1 ? 2 : 1, kOwnTokens = kTokens / 8 * 2 / kOwn / kTeams;
   static constexpr int kHalfTokens = kTile.token_bytes() / 2;
   static constexpr int kWeights = kTile.token_bytes();  // offsets in a stage
   static constexpr int kScales = kWeights + kTile.weight_bytes();
@@ -102,6 +105,7 @@ __device__ __forceinline__ bool has_all_parts(int place, int blocks) {
 // that they are there takes 0.3 us (o with 16 tokens 9.4 -> 9.05 us; H200, 2026-11-29).
 template <class C>
 __device__ __forceinline__ void await_parts(const Params& p, const Ring& ring, int block, int last) {
+  if (C::kHasDirect && p.partition.is_whole()) return;
   const int tile_begin = p.partition.tile.divide(last - 1) * p.partition.tile.value;
   const int tile_end = tile_begin + p.partition.tile.value;
   const int first = p.partition.block_of(tile_begin), blocks = p.partition.block_of(tile_end - 1) - first + 1;
@@ -119,17 +123,17 @@ __device__ __forceinline__ void await_parts(const Params& p, const Ring& ring, i
 template <class C>
 __device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ring, int block) {
   const Params& p = params.common;
-  int begin = p.partition.first(block);
+  int begin = first_unit<C>(p, block);
   const int last = p.partition.first(block + 1);
   const int warp = uniform(static_cast<int>(threadIdx.x) / 32);
   // Warps 0 and 1 copy half of the tokens each, 2 the scales, 3 the zero points.
   const bool has_tokens = warp < 2, has_group = warp == 2 || (warp == 3 && p.zeros != nullptr);
   const TensorMap* const map = warp < 2 ? &params.tokens : warp == 2 ? &params.scales : &params.zeros;
-  const int group_bytes = warp == 2 ? kTileN * 2 : kTileN / 2;
+  const int group_bytes = warp == 2 ? C::kWidth * 2 : C::kWidth / 2;
   const uint32_t offset = has_tokens ? warp * C::kHalfTokens : warp == 2 ? C::kScales : C::kZeros;
-  const int bytes = kSm90Rows * kTileN * 8 + (has_tokens  ? C::kHalfTokens
-                                              : has_group ? unit_groups_of(p.group_shift) * group_bytes
-                                                          : 0);
+  const int bytes = kSm90Rows * C::kWidth * 8 + (has_tokens  ? C::kHalfTokens
+                                                 : has_group ? unit_groups_of(p.group_shift) * group_bytes
+                                                             : 0);
   const uint64_t policy = p.tiles.m == 1 ? evict_first_policy() : evict_normal_policy();  // of weights
   Piece piece(p, begin, last);
   __syncthreads();  // others have set up the barriers meanwhile
@@ -139,14 +143,14 @@ __device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ri
   bool is_first = true;
   Slot<C> slot;
   while (begin < last) {
-    const int n0 = piece.index.n * kTileN, m0 = piece.index.m * C::kTokens;
+    const int n0 = piece.index.n * C::kWidth, m0 = piece.index.m * C::kTokens;
     const int group_x = warp == 2 ? n0 : n0 / 8, end = piece.end;
     int unit = piece.unit;
     begin += end - unit;
     const auto copy_weights = [&](int slot, int unit) {
       const uint32_t full = ring.full + slot * 8;
       arrive_expect(full, bytes);
-      copy_box(ring.base + slot * C::kTile.stage_bytes() + C::kWeights + warp * (kSm90Rows * kTileN * 8),
+      copy_box(ring.base + slot * C::kTile.stage_bytes() + C::kWeights + warp * (kSm90Rows * C::kWidth * 8),
                &params.weights, n0, unit * (kSm90Unit / 16) + warp * kSm90Rows, full, policy);
     };
     int early = 0;
@@ -176,6 +180,7 @@ __device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ri
       }
       slot.advance();
     }
+    begin = next_unit<C>(p, block, begin);
     piece = Piece(p, begin, last);
   }
   if (warp == 0) await_parts<C>(p, ring, block, last);

@@ -13,9 +13,19 @@ namespace sglk::marlin_gemm::sm90 {
 template <class C>
 using Sums = float[2][C::kTokens / 2];
 
-// Those that a team gets, which are all if there is one team.
+// Those that a team gets: all, or those of 16 columns, of all tokens or of some.
 template <class C>
-using OwnSums = float[C::kOwn][C::kTokens / 2];
+using OwnSums = float[C::kOwn][C::kOwnTokens * 4];
+
+// Where they begin.
+template <class C>
+__device__ __forceinline__ int own_columns(unsigned team) {
+  return team * C::kOwnTokens / (C::kTokens / 8) * 16;
+}
+template <class C>
+__device__ __forceinline__ int own_tokens(unsigned team) {
+  return team * C::kOwnTokens % (C::kTokens / 8) * 8;
+}
 
 template <class C>
 __device__ __forceinline__ void add_teams(OwnSums<C>& own, const Sums<C>& sum, const Ring& ring, int team) {
@@ -26,59 +36,79 @@ __device__ __forceinline__ void add_teams(OwnSums<C>& own, const Sums<C>& sum, c
       for (int i = 0; i < C::kTokens / 2; ++i) own[b][i] = sum[b][i];
     }
   } else {
-    constexpr int kChunks = C::kTokens / 8;
-    // [team that gets them][four sums][thread of a team], after the barriers of the ring
+    constexpr int kOwn = C::kOwnTokens, kOthers = C::kTeams - 1;
+    // [team that gets them][other team, whose they are][sum][thread of a team], after the barriers of the
+    // ring
     const uint32_t offset = ring.parts + 16 - shared_address(dynamic_shared());
     float4* const shared =
-        reinterpret_cast<float4*>(dynamic_shared() + offset) + (opaque(threadIdx.x) - 128) % 256;
+        reinterpret_cast<float4*>(dynamic_shared() + offset) + (opaque(threadIdx.x) - 128) % C::kWidth;
+    // The i-th of those that a team gets.
+    const auto sum_of = [&](int to, int i) {
+      float x[4];
+#pragma unroll
+      for (int t = 0; t < C::kTeams; ++t) {
+        const int at = t * kOwn + i;
+        const float* const of = sum[at / (C::kTokens / 8)] + at % (C::kTokens / 8) * 4;
+#pragma unroll
+        for (int e = 0; e < 4; ++e) x[e] = t == 0 || to == t ? of[e] : x[e];
+      }
+      return float4{x[0], x[1], x[2], x[3]};
+    };
     consumer_barrier<C>();  // what was there has been read
 #pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      float other[4];
+    for (int i = 0; i < kOwn; ++i) {
+      const float4 x = sum_of(team, i);
+      own[0][i * 4] = x.x, own[0][i * 4 + 1] = x.y, own[0][i * 4 + 2] = x.z, own[0][i * 4 + 3] = x.w;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const float x = sum[0][i * 4 + e], y = sum[1][i * 4 + e];
-        own[0][i * 4 + e] = team == 0 ? x : y;
-        other[e] = team == 0 ? y : x;
+      for (int other = 0; other < kOthers; ++other) {
+        const int to = team ^ (other + 1);
+        shared[((to * kOthers + other) * kOwn + i) * C::kWidth] = sum_of(to, i);
       }
-      shared[((1 - team) * kChunks + i) * 256] = {other[0], other[1], other[2], other[3]};
     }
     consumer_barrier<C>();
 #pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      const float4 x = shared[(team * kChunks + i) * 256];
-      float* const to = own[0] + i * 4;
-      to[0] += x.x, to[1] += x.y, to[2] += x.z, to[3] += x.w;
+    for (int i = 0; i < kOwn; ++i) {
+#pragma unroll
+      for (int other = 0; other < kOthers; ++other) {
+        const float4 x = shared[((team * kOthers + other) * kOwn + i) * C::kWidth];
+        float* const to = own[0] + i * 4;
+        to[0] += x.x, to[1] += x.y, to[2] += x.z, to[3] += x.w;
+      }
     }
   }
 }
 
-// Where a thread's own sums lie in a part: [half of the columns][16 columns of each warp][8 tokens][thread of
-// a warpgroup].
+// In float4.
 template <class C>
-__device__ __forceinline__ float4* part_of(const Params& p, int block, int half, int team) {
-  return reinterpret_cast<float4*>(p.partial) + int64_t{block} * kPartSize<C> +
-         half * (C::kTokens / 4 * 128) + team * C::kOwn * (C::kTokens / 8 * 128) + opaque(threadIdx.x) % 128;
+constexpr int kPart = C::kTokens * C::kWidth / 4;
+
+// Where a thread's own sums lie in a part: [128 columns][16 columns of each warp][8 tokens][thread of a
+// warpgroup].
+template <class C>
+__device__ __forceinline__ float4* part_of(const Params& p, int block, int columns, int team) {
+  return reinterpret_cast<float4*>(p.partial) + int64_t{block} * kPart<C> + columns * (C::kTokens / 4 * 128) +
+         team * C::kOwn * (C::kOwnTokens * 128) + opaque(threadIdx.x) % 128;
 }
 
+// rows: the tokens from the first of the team's on.
 template <class C>
-__device__ __forceinline__ void hand_over(const Params& p, const OwnSums<C>& sum, int block, int half,
+__device__ __forceinline__ void hand_over(const Params& p, const OwnSums<C>& sum, int block, int columns,
                                           int team, int rows) {
-  float4* const part = part_of<C>(p, block, half, team);
+  float4* const part = part_of<C>(p, block, columns, team);
 #pragma unroll
-  for (int j = 0; j < C::kTokens / 8; ++j) {
+  for (int j = 0; j < C::kOwnTokens; ++j) {
     if (j * 8 >= rows) break;
 #pragma unroll
     for (int b = 0; b < C::kOwn; ++b) {
       const float* const x = sum[b] + j * 4;
-      __stcg(part + (b * (C::kTokens / 8) + j) * 128, float4{x[0], x[1], x[2], x[3]});
+      __stcg(part + (b * C::kOwnTokens + j) * 128, float4{x[0], x[1], x[2], x[3]});
     }
   }
 }
 
 // A thread has 16 loads of parts on their way at once: of 64 tokens at most, and of so many parts.
 template <class C>
-constexpr int kLoadedTiles = C::kTokens < 64 ? C::kTokens / 8 : 8;
+constexpr int kLoadedTiles = C::kOwnTokens < 8 ? C::kOwnTokens : 8;
 template <class C>
 constexpr int kLoadedParts = 16 / (kLoadedTiles<C> * C::kOwn);
 
@@ -87,7 +117,7 @@ template <class C, int kParts>
 __device__ __forceinline__ void add_parts(OwnSums<C>& sum, const float4* part, int count, int rows) {
   constexpr int kTokenTiles = kLoadedTiles<C>;
 #pragma unroll
-  for (int j = 0; j < C::kTokens / 8; j += kTokenTiles) {
+  for (int j = 0; j < C::kOwnTokens; j += kTokenTiles) {
     float4 x[kParts][kTokenTiles][C::kOwn] = {};
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
@@ -96,7 +126,7 @@ __device__ __forceinline__ void add_parts(OwnSums<C>& sum, const float4* part, i
         if (i >= count || (j + tile) * 8 >= rows) continue;
 #pragma unroll
         for (int b = 0; b < C::kOwn; ++b) {
-          x[i][tile][b] = __ldcg(part + i * kPartSize<C> + (j + tile + b * (C::kTokens / 8)) * 128);
+          x[i][tile][b] = __ldcg(part + i * kPart<C> + (j + tile + b * C::kOwnTokens) * 128);
         }
       }
     }
@@ -119,17 +149,17 @@ __device__ __forceinline__ void add_parts(OwnSums<C>& sum, const float4* part, i
 // Adds the parts of a block's children, of the `blocks` from `first` on that share a tile.
 template <class C>
 __device__ __forceinline__ void collect(const Params& p, const Ring& ring, OwnSums<C>& sum, int block,
-                                        int first, int blocks, int half, int team, int rows) {
+                                        int first, int blocks, int columns, int team, int rows) {
   constexpr int kFlat = max_flat(C::kTokens);
   // Without children here it may have some in its next tile, whose flags may be up already.
   if (child_of(block - first, 0, blocks, kFlat) == 0) return;
-  const float4* part = opaque(part_of<C>(p, block + 1, half, team));  // of the first child
+  const float4* part = opaque(part_of<C>(p, block + 1, columns, team));  // of the first child
   if (has_all_parts<C>(block - first, blocks)) {
     wait_barrier(ring.parts, 0);
 #pragma unroll 1
     for (int left = blocks - 1; left > 0; left -= kLoadedParts<C>) {
       add_parts<C, kLoadedParts<C>>(sum, part, left, rows);
-      part += kLoadedParts<C> * kPartSize<C>;
+      part += kLoadedParts<C> * kPart<C>;
     }
   } else {
 #pragma unroll 1
@@ -140,13 +170,13 @@ __device__ __forceinline__ void collect(const Params& p, const Ring& ring, OwnSu
       }
       consumer_barrier<C>();
       add_parts<C, 1>(sum, part, 1, rows);
-      part += kPartSize<C> << child;
+      part += kPart<C> << child;
     }
     if (threadIdx.x == 128) p.arrivals[block] = 0;
   }
 }
 
-// n0: of the half of the block's columns, and the 16 of each 32 that the first own sums are of.
+// m0, n0: of the team's sums.
 template <class C>
 __device__ __forceinline__ void store_tile(const Params& p, const OwnSums<C>& sum, int m0, int n0, int warp,
                                            int lane) {
@@ -158,7 +188,7 @@ __device__ __forceinline__ void store_tile(const Params& p, const OwnSums<C>& su
     const int row = column(lane / 4) + b * 16, n = column(lane % 4 * 2) + b * 16;
     const float bias[2] = {bias_at<T>(p, row), bias_at<T>(p, row + 8)};
 #pragma unroll
-    for (int j = 0; j < C::kTokens / 8; ++j) {
+    for (int j = 0; j < C::kOwnTokens; ++j) {
       const float* const x = sum[b] + j * 4;
       // Transposed, lane / 4 is the token; the lane has two neighbouring columns of the first eight, and two
       // of the last. Where its neighbour has the next two, they swap so that each stores eight bytes.

@@ -21,7 +21,7 @@ template <class C>
 __device__ __forceinline__ RawGroup<C> load_group(const Params& p, const Place<C>& place, uint32_t slot,
                                                   int row) {
   RawGroup<C> raw;
-  const uint32_t scales = slot + place.scales + row * (kTileN * 2);
+  const uint32_t scales = slot + place.scales + row * (C::kWidth * 2);
   if (!has_one_group<C>(p)) {
     load_shared<C::kColumnTiles>(raw.scales, scales);
   } else {  // column i + 8t, permuted per 32: the half i % 2 of word t % 4 of the chunk i / 2
@@ -35,7 +35,8 @@ __device__ __forceinline__ RawGroup<C> load_group(const Params& p, const Place<C
     }
   }
   if constexpr (C::kWeight == Weight::kInt4) {
-    raw.zeros = load_shared_word(slot + place.zeros + row * (kTileN / 2)) >> (place.warp % C::kSharers * 8);
+    raw.zeros =
+        load_shared_word(slot + place.zeros + row * (C::kWidth / 2)) >> (place.warp % C::kSharers * 8);
   }
   return raw;
 }

@@ -12,14 +12,18 @@ namespace sglk::marlin_gemm {
 template <class C>
 using Sums = float[C::kColumnTiles][C::kTokenTiles][4];
 
-// In the end a team has kOwn of a warp's 16 columns, of which it adds up the sums of all teams, in their
-// order: from own_columns on.
+// In the end a team (C::kOwners) has kOwn of a warp's 16 columns, of which it adds up the sums of all teams,
+// in their order: from own_columns on.
 template <class C>
 using OwnSums = float[C::kOwn][C::kTokenTiles][4];
 
 template <class C>
 __device__ __forceinline__ int own_columns(const Place<C>& place) {
   return place.team * C::kOwn;
+}
+template <class C>
+__device__ __forceinline__ bool owns_sums(const Place<C>& place) {
+  return C::kOwners == C::kTeams || place.team < C::kOwners;
 }
 
 template <class C>
@@ -30,7 +34,7 @@ __device__ __forceinline__ void block_barrier() {
 template <class C>
 __device__ __forceinline__ void add_teams(OwnSums<C>& own, const Sums<C>& sum, const Place<C>& place,
                                           char* shared) {
-  static_assert(C::kColumnTiles % C::kTeams == 0);
+  static_assert(C::kColumnTiles % C::kOwners == 0);
   constexpr bool kIsAlone = C::kTeams == 1;
   // [place of a team among the others][warp][sums of 16 columns × 8 tokens in the batch][lane]
   constexpr int kWarpSize = 32 * C::kBatch, kTeamSize = C::kTile.team_warps() * kWarpSize;
@@ -85,7 +89,7 @@ struct Target {
 
 // A part, in float4: [warp of a team][16 columns][8 tokens][lane].
 template <class C>
-constexpr int kPartSize = C::kTokens * kTileN / 4;
+constexpr int kPartSize = C::kTokens * C::kWidth / 4;
 template <class C>
 __device__ __forceinline__ int in_part(int columns, int tokens) {
   return (columns * C::kTokenTiles + tokens) * 32;
@@ -130,6 +134,7 @@ __device__ __forceinline__ void collect(const Params& p, OwnSums<C>& sum, const 
     p.arrivals[block] = 0;
   }
   block_barrier<C>();
+  if (!owns_sums<C>(place)) return;
 #pragma unroll
   for (int u = 0; u < C::kOwn; ++u) {
     const float4* part = parts;

@@ -107,8 +107,8 @@ TensorMap map_of(const BoxedMatrix& matrix, ElementType type) {
   return map;
 }
 
-Sm90Params sm90_params(const Params& p, ElementType type, int tokens) {
-  const Sm90Matrices matrices = sm90_matrices(p, tokens);
+Sm90Params sm90_params(const Params& p, ElementType type, const Sm90Tile& tile) {
+  const Sm90Matrices matrices = sm90_matrices(p, tile);
   return {map_of(matrices.tokens, type), map_of(matrices.weights, type), map_of(matrices.scales, type),
           p.zeros != nullptr ? map_of(matrices.zeros, type) : TensorMap{}, p};
 }
@@ -233,7 +233,7 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
     SGLK_CHECK(workspace.numel() >= choice.partition.blocks,
                "%s: workspace: expected at least %d elements (multiprocessors), got %s", kOp,
                choice.partition.blocks, workspace.shape().c_str());
-    const int tile_size = (is_sm90 ? sm90_tile.tokens : tile.m) * kTileN;
+    const int tile_size = is_sm90 ? sm90_tile.tokens * sm90_tile.width : tile.m * tile.width;
     partial = Tensor::empty({choice.partition.blocks, tile_size}, DType::kFloat32, a.device());
     params.partial = partial->data<float>();
     params.arrivals = workspace.data<int>();
@@ -252,7 +252,7 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
   const Dim3 grid{static_cast<uint32_t>(choice.partition.blocks), 1, 1};
   if (is_sm90) {
     launch(kernel_of(selection, launch.type), grid, sm90_tile.threads(), choice.shared_bytes,
-           sm90_params(params, launch.type, sm90_tile.tokens));
+           sm90_params(params, launch.type, sm90_tile));
   } else {
     launch(kernel_of(selection, launch.type), grid, tile.threads(), choice.shared_bytes, params);
   }
@@ -277,7 +277,7 @@ void make_plan(Plan& plan, int64_t m, int64_t n, int64_t k, const DeviceProperti
   const auto& [is_sm90, choice] = selection;
   std::snprintf(plan.kernel, sizeof plan.kernel, "%s", kernel_name(kernel_of(selection, kBf16)).c_str());
   plan.tile_tokens = is_sm90 ? kSm90Shapes[choice.shape].tile.tokens : kShapes[choice.shape].tile.m;
-  plan.tile_columns = kTileN;
+  plan.tile_columns = is_sm90 ? kSm90Shapes[choice.shape].tile.width : kShapes[choice.shape].tile.width;
   plan.tiles = choice.tiles.tiles();
   plan.blocks = choice.partition.blocks;
   plan.shared_bytes = choice.shared_bytes;

@@ -39,15 +39,15 @@ def test_the_choice_fits(
     shape, m_tiles, n_tiles, partition, blocks, shared, is_split = native.marlin_gemm.choose(
         m, n, k, weight, False, group, multiprocessors, shared_memory
     )
-    _, of_weight, is_act_order, tile_m, unit, shape_shared, _ = native.marlin_gemm.shapes[shape]
+    _, of_weight, is_act_order, tile_m, unit, width, shape_shared, _ = native.marlin_gemm.shapes[shape]
     assert (of_weight, is_act_order) == (weight, False)
     assert (m_tiles - 1) * tile_m < m <= m_tiles * tile_m
-    assert (n_tiles - 1) * 256 < n <= n_tiles * 256
+    assert (n_tiles - 1) * width < n <= n_tiles * width
     assert partition.tile_units * unit == k
     assert partition.tiles == m_tiles * n_tiles
     assert shared == shape_shared <= shared_memory
-    assert 1 <= blocks <= min(multiprocessors, partition.length())
-    assert is_split == (not partition.is_whole and blocks > 1)
+    assert 1 <= blocks <= min(multiprocessors, partition.tiles if partition.is_whole else partition.length())
+    assert is_split == (not partition.is_whole and blocks not in (1, partition.tiles))
     if m_tiles > 1:  # no larger tile of these weights, but for the one that has to pay
         tiles = {s[3] for s in native.marlin_gemm.shapes if s[1] == weight}
         assert tile_m == max(tiles) or (tile_m, max(tiles)) == (64, 128)
@@ -57,26 +57,26 @@ def test_the_choice_fits(
 
 @settings(deadline=None, max_examples=300)
 @given(
-    tiles=st.integers(1, 60),
+    listed=st.integers(1, 60),
     tile_units=st.integers(1, 40),
     cost=st.integers(0, 9),
-    is_whole=st.booleans(),
+    waves=st.integers(0, 3),
     blocks=st.integers(1, 300),
 )
-def test_every_unit_belongs_to_one_block(
-    native: Any, tiles: int, tile_units: int, cost: int, is_whole: bool, blocks: int
+def test_every_unit_of_the_list_belongs_to_one_block(
+    native: Any, listed: int, tile_units: int, cost: int, waves: int, blocks: int
 ) -> None:
     """Blocks have consecutive units; who begins a tile waits for all that have more of it."""
-    blocks = min(blocks, tiles if is_whole else tiles * (tile_units + cost))
-    partition = native.marlin_gemm.Partition(tiles, tile_units, cost, is_whole, blocks)
+    blocks = min(blocks, listed * (tile_units + cost))
+    direct = waves * blocks
+    tiles = direct + listed
+    partition = native.marlin_gemm.Partition(tiles, tile_units, cost, direct, blocks)
     first = [partition.first(block) for block in range(blocks + 1)]
-    assert (first[0], first[-1]) == (0, tiles * tile_units)
+    assert (first[0], first[-1]) == (direct * tile_units, tiles * tile_units)
     assert first == sorted(first)
     for block, (begin, end) in enumerate(itertools.pairwise(first)):
         assert all(partition.block_of(unit) == block for unit in range(begin, end))
-        if is_whole:
-            assert begin % tile_units == 0
-    for tile in range(tiles):
+    for tile in range(direct, tiles):
         begins = partition.block_of(tile * tile_units)
         ends = partition.block_of((tile + 1) * tile_units - 1)
         # Each in between has a part to hand over, and no more than one of a tile that it did not begin.
@@ -84,6 +84,41 @@ def test_every_unit_belongs_to_one_block(
         assert all(
             tile * tile_units < first[b] < (tile + 1) * tile_units for b in range(begins + 1, ends + 1)
         )
+
+
+@given(
+    listed=st.integers(0, 60),
+    tile_units=st.integers(1, 10),
+    waves=st.integers(0, 3),
+    more=st.integers(0, 40),
+    blocks=st.integers(1, 40),
+)
+def test_blocks_take_whole_tiles_in_turn_and_then_the_list(
+    native: Any, listed: int, tile_units: int, waves: int, more: int, blocks: int
+) -> None:
+    if listed > 0:
+        blocks = min(blocks, listed * tile_units)
+        direct = waves * blocks
+    else:
+        direct = waves * blocks + more + 1
+        blocks = min(blocks, direct)
+    partition = native.marlin_gemm.Partition(direct + listed, tile_units, 0, direct, blocks)
+    assert partition.is_whole == (listed == 0)
+    had = []
+    for block in range(blocks):
+        begin, last = partition.begin(block), partition.first(block + 1)
+        tile = block
+        while begin < last:
+            end = min(last, (begin // tile_units + 1) * tile_units)
+            if begin < direct * tile_units:
+                assert (begin, end) == (tile * tile_units, (tile + 1) * tile_units)
+                tile += blocks
+            else:
+                assert tile >= direct
+            had += range(begin, end)
+            begin = partition.next(block, end)
+        assert begin == last
+    assert sorted(had) == list(range((direct + listed) * tile_units))
 
 
 @settings(deadline=None, max_examples=300)
@@ -176,7 +211,9 @@ def test_the_deeper_pipeline_is_for_long_ways_in_large_shared_memory(native: Any
         return str(native.marlin_gemm.shapes[native.marlin_gemm.choose(m, n, k, 0, False, 128, *gpu)[0]][0])
 
     assert name(1, 51200, 5120, H200) == "u4_m8_long"
-    assert name(1, 5120, 8192, H200) == "u4_m8_group"
+    assert name(1, 10240, 5120, H200) == "u4_m8_group"
+    assert name(1, 5120, 8192, H200) == "u4_m8_narrow"
+    assert name(1, 5120, 25600, H200) == "u4_m8_narrow_long"
     assert name(1, 256, 5120, H200) == "u4_m8"
     assert name(9, 10240, 5120, H200) == "u4_m16_long"
     assert name(9, 256, 1024, H200) == "u4_m16"
@@ -200,8 +237,8 @@ def test_the_choice_of_sm_90a_fits(native: Any, m: int, n: int, k: int, group: i
     assert (n_tiles - 1) * columns < n <= n_tiles * columns
     assert (partition.tiles, partition.tile_units) == (m_tiles * n_tiles, k // 128)
     assert shared == shape_shared <= H200[1]
-    assert 1 <= blocks <= min(H200[0], partition.length())
-    assert is_split == (not partition.is_whole and blocks > 1)
+    assert 1 <= blocks <= min(H200[0], partition.tiles if partition.is_whole else partition.length())
+    assert is_split == (not partition.is_whole and blocks not in (1, partition.tiles))
 
 
 @given(blocks=st.integers(1, 132), flat=st.sampled_from([4, 16, 31]))
@@ -232,7 +269,7 @@ def test_a_block_has_children_in_its_last_tile_alone(
 ) -> None:
     """So that the one word of flags of a block is of one tile, and may be cleared when that is added up."""
     blocks = min(blocks, tiles * (tile_units + 2))
-    partition = native.marlin_gemm.Partition(tiles, tile_units, 2, False, blocks)
+    partition = native.marlin_gemm.Partition(tiles, tile_units, 2, 0, blocks)
     for block in range(blocks):
         begin, end = partition.first(block), partition.first(block + 1)
         if begin == end:
@@ -244,7 +281,9 @@ def test_a_block_has_children_in_its_last_tile_alone(
 
 
 @pytest.mark.parametrize(("m", "n", "k", "group", "name"), [
-    (9, 2560, 5120, 128, "u4_m16_group"),
+    (9, 2560, 5120, 128, "u4_m16_narrow"),
+    (16, 5120, 25600, 128, "u4_m16_narrow"),
+    (16, 10240, 5120, 128, "u4_m16_group"),
     (16, 51200, 5120, 128, "u4_m16_group"),
     (17, 10240, 5120, 128, "u4_m32_group"),
     (17, 10240, 5120, 64, "u4_m32"),
@@ -304,7 +343,11 @@ def every_call(native: Any, op: str) -> Iterator[list[Any]]:
         ):
             for groups in (40, 80):
                 yield arguments(0, m=m, n=n, k=5120, groups=groups, dtype=dtype, path=GENERIC)
-        yield arguments(0, m=9, dtype=dtype)  # sm_90a has its own
+        for k in (8192, 25600):  # narrow
+            yield arguments(0, m=1, n=5120, k=k, groups=k // 128, dtype=dtype)
+        for n in (256, 10240):  # sm_90a has its own
+            yield arguments(0, m=9, n=n, dtype=dtype)
+        yield arguments(0, m=17, dtype=dtype)
         for m, groups in ((17, 40), (17, 80), (33, 40), (200, 40)):
             yield arguments(0, m=m, n=51200, k=5120, groups=groups, dtype=dtype)
         yield arguments(0, m=33, dtype=dtype, a_address=0x8002)

@@ -21,14 +21,14 @@ WRONG = "of the error allowed"
 RACE = "a race"
 ORDERED = ("u4_act_order_m64", "u8_act_order_m64")
 OF_128 = (  # groups of 128 rows alone
-    *("u4_m8_group", "u4_m8_long", "u4_m16_long", "u4_m32_group", "u4_m32_long", "u4_m64_group"),
-    "u4_m128_long",
+    *("u4_m8_group", "u4_m8_long", "u4_m8_narrow", "u4_m8_narrow_long", "u4_m16_long", "u4_m32_group"),
+    *("u4_m32_long", "u4_m64_group", "u4_m128_long"),
 )
 TILES = (
     *("u4_m8", "u4_m8_deep", "u4_m16", "u4_m16_deep", "u4_m32", "u4_m32_deep", "u4_m64", "u4_m128"),
     *("u8_m16", "u8_m64", "fp8_m16", "fp8_m64", *ORDERED, *OF_128),
 )
-SM90_OF_128 = ("sm90_u4_m16_group", "sm90_u4_m32_group")
+SM90_OF_128 = ("sm90_u4_m16_group", "sm90_u4_m16_narrow", "sm90_u4_m32_group", "sm90_u4_m32_narrow")
 SM90_TILES = ("sm90_u4_m32", "sm90_u4_m64", "sm90_u4_m128", *SM90_OF_128)
 
 
@@ -115,11 +115,22 @@ def test_however_many_blocks(product: Path, tile: str, blocks: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "tile", ["u4_m8", "u4_m8_group", "u4_m8_long", "u4_m16", "u4_m32", "u4_m64", "u4_m128", *SM90_TILES]
+    "tile",
+    [
+        *("u4_m8", "u4_m8_group", "u4_m8_long", "u4_m8_narrow", "u4_m16", "u4_m32", "u4_m64", "u4_m128"),
+        *SM90_TILES,
+    ],
 )
 def test_tiles_shared_evenly(product: Path, tile: str) -> None:
     """Two by five blocks each; the first has more units."""
     run(product, (kernel(tile, "bf16"), min(20, tokens_of(tile)), 512, 4096, 128, 1, 10, 1))
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 4])
+@pytest.mark.parametrize("tile", ["u4_m128", "u4_m128_long", "u8_m64", "u4_act_order_m64", "sm90_u4_m128"])
+def test_tiles_taken_in_turn(product: Path, tile: str, blocks: int) -> None:
+    """Eight tiles: all by 2 and 4 blocks; by 3 the first three, then the rest in pieces."""
+    run(product, (kernel(tile, "bf16"), 4 * tokens_of(tile), 512, 384, 128, int("u4_m" in tile), blocks, 1))
 
 
 @pytest.mark.parametrize("blocks", [5, 16, 17, 31, 32])

@@ -22,12 +22,14 @@ struct Shape {
   int least = 0;  // units of a block from which it is faster than the one before
 };
 // The GEMM kernels of an element type, per sort of weights by rising tile, and `gather`. Of several for as
-// many tokens the later have deeper pipelines. `least` as measured on an H200, 2026-11-28.
+// many tokens the later have deeper pipelines. `least` as measured on an H200, 2026-11-29.
 constexpr Shape kShapes[] = {
     {"u4_m8", kUint4, false, kTile8},
     {"u4_m8_deep", kUint4, false, kTile8Deep, 24},
     {"u4_m8_group", kUint4, false, kTile8Group, 16},
     {"u4_m8_long", kUint4, false, kTile8Long, 20},
+    {"u4_m8_narrow", kUint4, false, kTile8Narrow, 16},
+    {"u4_m8_narrow_long", kUint4, false, kTile8NarrowLong, 40},
     {"u4_m16", kUint4, false, kTile16},
     {"u4_m16_deep", kUint4, false, kTile16Deep, 8},
     {"u4_m16_long", kUint4, false, kTile16Long, 10},
@@ -56,8 +58,8 @@ struct Sm90Shape {
   Sm90Tile tile;
 };
 constexpr Sm90Shape kSm90Shapes[] = {
-    {"u4_m16_group", kSm90Tile16Group}, {"u4_m32", kSm90Tile32},
-    {"u4_m32_group", kSm90Tile32Group}, {"u4_m64", kSm90Tile64},
+    {"u4_m16_group", kSm90Tile16Group}, {"u4_m16_narrow", kSm90Tile16Narrow}, {"u4_m32", kSm90Tile32},
+    {"u4_m32_group", kSm90Tile32Group}, {"u4_m32_narrow", kSm90Tile32Narrow}, {"u4_m64", kSm90Tile64},
     {"u4_m128", kSm90Tile128},
 };
 constexpr int kSm90ShapeCount = std::size(kSm90Shapes);
@@ -78,7 +80,14 @@ constexpr int bits(WeightType weight) { return weight == kUint4 ? 4 : 8; }
 // sm_90a kernels are fewer.)
 inline int64_t total_units(const Shape& shape, int64_t m, int64_t n, int64_t k) {
   const Tile& tile = shape.tile;
-  return (m + tile.m - 1) / tile.m * ((n + kTileN - 1) / kTileN) * (k / tile.unit() + kTileCost);
+  return (m + tile.m - 1) / tile.m * ((n + tile.width - 1) / tile.width) * (k / tile.unit() + kTileCost);
+}
+
+// Whether tiles of up to 32 tokens have half of the columns: where five blocks or more would share one, whose
+// parts are then half as many of half the size (o with 1 token 8.7 -> 8.2 us, 16 9.1 -> 8.8, 32 12.2 -> 10.6;
+// H200, 2026-11-29).
+inline bool is_narrow(int64_t n, int multiprocessors) {
+  return (n + kTileN - 1) / kTileN * 5 <= multiprocessors;
 }
 
 // The smallest tile that holds m rows, else the largest; of those that fit, that take groups of so many rows
@@ -90,6 +99,7 @@ inline int choose_shape(int64_t m, int64_t n, int64_t k, WeightType weight, bool
     const auto& [name, of_weight, orders, tile, least] = kShapes[i];
     if (of_weight != weight || orders != is_act_order || (tile.group != 0 && tile.group != group) ||
         tile.shared_bytes(bits(weight)) > shared_memory ||
+        (tile.width < kTileN && !is_narrow(n, multiprocessors)) ||
         total_units(kShapes[i], m, n, k) < int64_t{least} * multiprocessors) {
       continue;
     }
@@ -101,42 +111,49 @@ inline int choose_shape(int64_t m, int64_t n, int64_t k, WeightType weight, bool
   return best;
 }
 
-// Of a tile, that a block has at most where tiles are shared evenly. With more, a block that hands its sums
-// over between two tiles does not lose much by it.
+// Of a tile of kTileN columns, that a block has at most where tiles are shared evenly. With more, a block
+// that hands its sums over between two tiles does not lose much by it.
 constexpr int kEvenRows = 2048;
 
 // How tiles are cut into pieces, in units.
 struct Cutting {
-  int unit;        // rows
-  int cost, lead;  // as kTileCost, kTileLead
-  int least;       // of a piece
+  int unit;         // rows
+  int columns;      // of a tile
+  int cost, lead;   // as kTileCost, kTileLead
+  int least;        // of a piece
+  bool has_direct;  // whether the kernel knows direct tiles
 };
 
-// Whole tiles while the last wave is nearly full, which share operands in the L2 better (97 % full: 6 to 10 %
-// faster than pieces, 93 %: 6 % slower; H200, 2026-11-28); otherwise pieces that end with tiles if they are
-// short and that leaves few multiprocessors idle.
+// Pieces that end with tiles if they are short and that leaves few multiprocessors idle; whole tiles if the
+// last wave is nearly full (97 % full: 6 to 10 % faster than pieces, 93 %: 6 % slower; H200, 2026-11-28);
+// otherwise all but the last one or two waves whole, and those in pieces.
 inline Partition cut(int tiles, int k, const Cutting& cutting, int multiprocessors) {
-  const auto& [unit, cost, lead, least] = cutting;
+  const auto& [unit, columns, cost, lead, least, has_direct] = cutting;
   const int tile_units = k / unit, sharers = multiprocessors / tiles;
-  if (sharers > 1 && sharers * std::max(sharers, least) <= tile_units && sharers * kEvenRows >= k &&
-      sharers * tiles * 10 >= multiprocessors * 9) {
+  if (sharers > 1 && sharers * std::max(sharers, least) <= tile_units &&
+      sharers * kEvenRows * kTileN >= k * columns && sharers * tiles * 10 >= multiprocessors * 9) {
     return Partition::even(tiles, tile_units, sharers, lead);
   }
   const int64_t waves = (int64_t{tiles} + multiprocessors - 1) / multiprocessors;
-  const bool is_whole = int64_t{tiles} * 100 >= waves * multiprocessors * 95;
-  const int pieces = is_whole ? tiles : std::max(1, tiles * tile_units / least);
-  return Partition::of(tiles, tile_units, cost, is_whole, std::min(multiprocessors, pieces));
+  const bool is_whole = (has_direct || waves == 1) && int64_t{tiles} * 100 >= waves * multiprocessors * 95;
+  int direct = 0;
+  if (has_direct) {
+    direct = is_whole ? tiles : std::max(0, tiles / multiprocessors - 1) * multiprocessors;
+  }
+  const int pieces = is_whole ? tiles : std::max(1, (tiles - direct) * tile_units / least);
+  return Partition::of(tiles, tile_units, cost, direct, std::min(multiprocessors, pieces));
 }
 
 // What a kernel of kShapes is launched with.
 inline Choice arrange(int shape, int64_t m, int64_t n, int64_t k, int multiprocessors) {
   const Tile& tile = kShapes[shape].tile;
   const int bit_count = bits(kShapes[shape].weight), unit_bytes = tile.weight_bytes(bit_count);
-  const TileGrid tiles =
-      TileGrid::of(static_cast<int>((m + tile.m - 1) / tile.m), static_cast<int>((n + kTileN - 1) / kTileN));
+  const TileGrid tiles = TileGrid::of(static_cast<int>((m + tile.m - 1) / tile.m),
+                                      static_cast<int>((n + tile.width - 1) / tile.width));
   return {shape, tiles,
           cut(tiles.tiles(), static_cast<int>(k),
-              {tile.unit(), kTileCost * 8192 / unit_bytes, kTileLead * 8192 / unit_bytes, tile.k_teams},
+              {tile.unit(), tile.width, kTileCost * 8192 / unit_bytes, kTileLead * 8192 / unit_bytes,
+               tile.k_teams, has_direct(tile.m, bit_count == 4, kShapes[shape].is_act_order)},
               multiprocessors),
           tile.shared_bytes(bit_count)};
 }
@@ -162,7 +179,9 @@ inline int choose_sm90_shape(int64_t m, int64_t n, int64_t k, int64_t group, int
   int shape = -1;
   for (int i = 0; i < kSm90ShapeCount; ++i) {
     const Sm90Tile& tile = kSm90Shapes[i].tile;
-    if (tile.group != 0 && tile.group != group) continue;
+    if ((tile.group != 0 && tile.group != group) || (tile.width < kTileN && !is_narrow(n, multiprocessors))) {
+      continue;
+    }
     if (shape < 0 || kSm90Shapes[shape].tile.tokens < m || kSm90Shapes[shape].tile.tokens == tile.tokens) {
       shape = i;
     }
@@ -176,11 +195,14 @@ inline int choose_sm90_shape(int64_t m, int64_t n, int64_t k, int64_t group, int
 inline Choice arrange_sm90(int shape, int64_t m, int64_t n, int64_t k, int multiprocessors) {
   const Sm90Tile& tile = kSm90Shapes[shape].tile;
   const TileGrid tiles = TileGrid::of(static_cast<int>((m + tile.tokens - 1) / tile.tokens),
-                                      static_cast<int>((n + kTileN - 1) / kTileN));
-  return {
-      shape, tiles,
-      cut(tiles.tiles(), static_cast<int>(k), {kSm90Unit, kSm90TileCost, kSm90TileLead, 1}, multiprocessors),
-      tile.shared_bytes()};
+                                      static_cast<int>((n + tile.width - 1) / tile.width));
+  const int narrow = kTileN / tile.width;
+  return {shape, tiles,
+          cut(tiles.tiles(), static_cast<int>(k),
+              {kSm90Unit, tile.width, kSm90TileCost * narrow, kSm90TileLead * narrow, 1,
+               has_direct(tile.tokens, true, false)},
+              multiprocessors),
+          tile.shared_bytes()};
 }
 
 inline Choice choose_sm90(int64_t m, int64_t n, int64_t k, int64_t group, int multiprocessors) {
@@ -199,14 +221,13 @@ struct BoxedMatrix {
 struct Sm90Matrices {
   BoxedMatrix tokens, weights, scales, zeros;
 };
-// tokens: of the tile.
-inline Sm90Matrices sm90_matrices(const Params& p, int tokens) {
+inline Sm90Matrices sm90_matrices(const Params& p, const Sm90Tile& tile) {
   const int64_t n = p.n, token_bytes = (p.m > 1 ? int64_t{p.a_stride} : p.k) * 2;
   const int unit_groups = unit_groups_of(p.group_shift);
-  return {{p.a, 2, p.m, p.k, token_bytes, tokens, 64, true},
-          {p.weight, 8, p.k / 16, n, n * 8, kSm90Rows, kTileN},
-          {p.scales, 2, p.groups, n, n * 2, unit_groups, kTileN},
-          {p.zeros, 4, p.groups, n / 8, n / 2, unit_groups, kTileN / 8}};
+  return {{p.a, 2, p.m, p.k, token_bytes, tile.tokens, 64, true},
+          {p.weight, 8, p.k / 16, n, n * 8, kSm90Rows, tile.width},
+          {p.scales, 2, p.groups, n, n * 2, unit_groups, tile.width},
+          {p.zeros, 4, p.groups, n / 8, n / 2, unit_groups, tile.width / 8}};
 }
 
 inline int kernel_index(ElementType type, int shape) { return int{type} * kShapeCount + shape; }

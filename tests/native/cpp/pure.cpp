@@ -304,14 +304,13 @@ void bind_marlin_gemm(py::module_ m) {
   m.attr("kernel_count") = kKernelCount;
   m.def("params_size_of",
         [](int kernel) { return kernel < 2 * kShapeCount ? sizeof(Params) : sizeof(Sm90Params); });
-  m.attr("tile_n") = kTileN;
   m.def("kernel_index",
         [](int /*op*/, int type, int shape) { return kernel_index(static_cast<ElementType>(type), shape); });
   m.def("kernel_name", kernel_name);
   py::list shapes;
   for (const Shape& s : kShapes) {
     const bool is_gather = &s == kShapes + kGather;  // which has no tile
-    shapes.append(py::make_tuple(s.name, int{s.weight}, s.is_act_order, s.tile.m, s.tile.unit(),
+    shapes.append(py::make_tuple(s.name, int{s.weight}, s.is_act_order, s.tile.m, s.tile.unit(), s.tile.width,
                                  is_gather ? 0 : s.tile.shared_bytes(bits(s.weight)),
                                  is_gather ? kGatherThreads : s.tile.threads()));
   }
@@ -326,7 +325,7 @@ void bind_marlin_gemm(py::module_ m) {
   py::list sm90_shapes;
   for (const Sm90Shape& s : kSm90Shapes)
     sm90_shapes.append(
-        py::make_tuple(s.name, s.tile.tokens, kTileN, s.tile.shared_bytes(), s.tile.threads()));
+        py::make_tuple(s.name, s.tile.tokens, s.tile.width, s.tile.shared_bytes(), s.tile.threads()));
   m.attr("sm90_shapes") = sm90_shapes;
   m.def("has_sm90_path", [](int compute_capability, int weight, bool is_act_order) {
     return has_sm90_path(compute_capability, static_cast<WeightType>(weight), is_act_order);
@@ -351,10 +350,13 @@ void bind_marlin_gemm(py::module_ m) {
       .def_static("even", &Partition::even)
       .def_readonly("tiles", &Partition::tiles)
       .def_property_readonly("tile_units", [](const Partition& p) { return p.tile.value; })
-      .def_readonly("is_whole", &Partition::is_whole)
+      .def_property_readonly("direct", [](const Partition& p) { return p.list_begin / p.tile.value; })
+      .def_property_readonly("is_whole", &Partition::is_whole)
       .def_readonly("blocks", &Partition::blocks)
       .def("length", &Partition::length)
       .def("first", &Partition::first)
+      .def("begin", &Partition::begin)
+      .def("next", &Partition::next)
       .def("block_of", &Partition::block_of);
   m.def("team_unit", team_unit);
   m.def("divide", [](int x, int by) { return Divisor::of(by).divide(x); });

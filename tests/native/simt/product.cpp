@@ -111,7 +111,7 @@ double e4m3(int byte) {
 struct Kernel {
   WeightType weight;
   bool is_act_order;
-  int tokens;  // of a tile
+  int sums;  // of a tile
   int threads;
   Choice choice;
   std::function<void(const Params&)> run;
@@ -126,7 +126,7 @@ Kernel generic_kernel(int index, const Problem& p) {
   const Shape& shape = kShapes[index % kShapeCount];
   return {shape.weight,
           shape.is_act_order,
-          shape.tile.m,
+          shape.tile.m * shape.tile.width,
           shape.tile.threads(),
           arrange(index % kShapeCount, p.m, p.n, p.k, p.multiprocessors),
           entry_point<Params>(kernel_name(index))};
@@ -145,11 +145,15 @@ Kernel sm90_kernel(int index, const Problem& p) {
   const int shape = (index - 2 * kShapeCount) % kSm90ShapeCount;
   const Sm90Tile& tile = kSm90Shapes[shape].tile;
   const auto run = [kernel = entry_point<Sm90Params>(kernel_name(index)), tile](const Params& params) {
-    const Sm90Matrices matrices = sm90_matrices(params, tile.tokens);
+    const Sm90Matrices matrices = sm90_matrices(params, tile);
     kernel({map_of(matrices.tokens), map_of(matrices.weights), map_of(matrices.scales),
             map_of(matrices.zeros), params});
   };
-  return {kUint4, false, tile.tokens, tile.threads(), arrange_sm90(shape, p.m, p.n, p.k, p.multiprocessors),
+  return {kUint4,
+          false,
+          tile.tokens * tile.width,
+          tile.threads(),
+          arrange_sm90(shape, p.m, p.n, p.k, p.multiprocessors),
           run};
 }
 
@@ -182,7 +186,7 @@ int check(const Kernel& kernel, const Problem& p) {
   const int blocks = choice.partition.blocks;
   auto words = pack_weights(q, p.k, p.n, bit_count), zero_words = pack_zeros(z, p);
   auto permuted = permute_scales(scales, p);
-  std::vector<float> partial(at(blocks, 0, kernel.tokens * kTileN), NAN);
+  std::vector<float> partial(at(blocks, 0, kernel.sums), NAN);
   std::vector<int> arrivals(static_cast<std::size_t>(blocks));
   Params params{};
   params.a = padded(a);
