@@ -282,8 +282,7 @@ __device__ __forceinline__ void run(const Sm90Params& params) {
   ring.full = ring.base + C::kStages * C::kTile.stage_bytes();
   ring.empty = ring.full + C::kStages * 8;
   ring.parts = ring.empty + C::kStages * 8;
-  // A block waits for those after it in the list, which therefore come first in the grid.
-  const int block = gridDim.x - 1 - blockIdx.x;
+  const int block = block_index();
   if (threadIdx.x >= 128) {
     consume<C>(p, ring, block);
   } else {

@@ -78,16 +78,13 @@ __device__ __forceinline__ void add_teams(OwnSums<C>& own, const Sums<C>& sum, c
   }
 }
 
-// In float4.
-template <class C>
-constexpr int kPart = C::kTokens * C::kWidth / 4;
-
 // Where a thread's own sums lie in a part: [128 columns][16 columns of each warp][8 tokens][thread of a
 // warpgroup].
 template <class C>
 __device__ __forceinline__ float4* part_of(const Params& p, int block, int columns, int team) {
-  return reinterpret_cast<float4*>(p.partial) + int64_t{block} * kPart<C> + columns * (C::kTokens / 4 * 128) +
-         team * C::kOwn * (C::kOwnTokens * 128) + opaque(threadIdx.x) % 128;
+  return reinterpret_cast<float4*>(p.partial) + int64_t{block} * kPartSize<C> +
+         columns * (C::kTokens / 4 * 128) + team * C::kOwn * (C::kOwnTokens * 128) +
+         opaque(threadIdx.x) % 128;
 }
 
 // rows: the tokens from the first of the team's on.
@@ -126,7 +123,7 @@ __device__ __forceinline__ void add_parts(OwnSums<C>& sum, const float4* part, i
         if (i >= count || (j + tile) * 8 >= rows) continue;
 #pragma unroll
         for (int b = 0; b < C::kOwn; ++b) {
-          x[i][tile][b] = __ldcg(part + i * kPart<C> + (j + tile + b * C::kOwnTokens) * 128);
+          x[i][tile][b] = __ldcg(part + i * kPartSize<C> + (j + tile + b * C::kOwnTokens) * 128);
         }
       }
     }
@@ -159,7 +156,7 @@ __device__ __forceinline__ void collect(const Params& p, const Ring& ring, OwnSu
 #pragma unroll 1
     for (int left = blocks - 1; left > 0; left -= kLoadedParts<C>) {
       add_parts<C, kLoadedParts<C>>(sum, part, left, rows);
-      part += kLoadedParts<C> * kPart<C>;
+      part += kLoadedParts<C> * kPartSize<C>;
     }
   } else {
 #pragma unroll 1
@@ -170,7 +167,7 @@ __device__ __forceinline__ void collect(const Params& p, const Ring& ring, OwnSu
       }
       consumer_barrier<C>();
       add_parts<C, 1>(sum, part, 1, rows);
-      part += kPart<C> << child;
+      part += kPartSize<C> << child;
     }
     if (threadIdx.x == 128) p.arrivals[block] = 0;
   }

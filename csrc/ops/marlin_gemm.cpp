@@ -206,8 +206,6 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
   const DeviceProperties& device = device_properties(a.device().index);
   const Selection selection = select(size_m, size_n, size_k, weight, is_act_order, group, path, device);
   const auto& [is_sm90, choice] = selection;
-  const Tile& tile = kShapes[choice.shape].tile;
-  const Sm90Tile& sm90_tile = kSm90Shapes[is_sm90 ? choice.shape : 0].tile;
   const Launch launch{a.device().index, a.dtype() == DType::kBFloat16 ? kBf16 : kF16};
   Params params{};
   params.a = a.data();
@@ -233,8 +231,8 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
     SGLK_CHECK(workspace.numel() >= choice.partition.blocks,
                "%s: workspace: expected at least %d elements (multiprocessors), got %s", kOp,
                choice.partition.blocks, workspace.shape().c_str());
-    const int tile_size = is_sm90 ? sm90_tile.tokens * sm90_tile.width : tile.m * tile.width;
-    partial = Tensor::empty({choice.partition.blocks, tile_size}, DType::kFloat32, a.device());
+    partial =
+        Tensor::empty({choice.partition.blocks, choice.tokens * choice.columns}, DType::kFloat32, a.device());
     params.partial = partial->data<float>();
     params.arrivals = workspace.data<int>();
   }
@@ -250,11 +248,12 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
   params.tiles = choice.tiles;
   params.partition = choice.partition;
   const Dim3 grid{static_cast<uint32_t>(choice.partition.blocks), 1, 1};
+  const int kernel = kernel_of(selection, launch.type);
   if (is_sm90) {
-    launch(kernel_of(selection, launch.type), grid, sm90_tile.threads(), choice.shared_bytes,
-           sm90_params(params, launch.type, sm90_tile));
+    launch(kernel, grid, choice.threads, choice.shared_bytes,
+           sm90_params(params, launch.type, kSm90Shapes[choice.shape].tile));
   } else {
-    launch(kernel_of(selection, launch.type), grid, tile.threads(), choice.shared_bytes, params);
+    launch(kernel, grid, choice.threads, choice.shared_bytes, params);
   }
 }
 
@@ -274,10 +273,10 @@ void make_plan(Plan& plan, int64_t m, int64_t n, int64_t k, const DeviceProperti
   SGLK_CHECK(m > 0 && n > 0, "%s: size_m, size_n: expected at least 1, got %ld, %ld", kOp, m, n);
   check_sizes(n, k);
   const Selection selection = select(m, n, k, kUint4, false, 128, kAuto, device);
-  const auto& [is_sm90, choice] = selection;
+  const Choice& choice = selection.choice;
   std::snprintf(plan.kernel, sizeof plan.kernel, "%s", kernel_name(kernel_of(selection, kBf16)).c_str());
-  plan.tile_tokens = is_sm90 ? kSm90Shapes[choice.shape].tile.tokens : kShapes[choice.shape].tile.m;
-  plan.tile_columns = is_sm90 ? kSm90Shapes[choice.shape].tile.width : kShapes[choice.shape].tile.width;
+  plan.tile_tokens = choice.tokens;
+  plan.tile_columns = choice.columns;
   plan.tiles = choice.tiles.tiles();
   plan.blocks = choice.partition.blocks;
   plan.shared_bytes = choice.shared_bytes;

@@ -71,7 +71,8 @@ struct Choice {
   int shape;  // index into kShapes or kSm90Shapes
   TileGrid tiles;
   Partition partition;
-  int shared_bytes;  // of a block
+  int tokens, columns;        // of a tile
+  int threads, shared_bytes;  // of a block
 };
 
 constexpr int bits(WeightType weight) { return weight == kUint4 ? 4 : 8; }
@@ -83,11 +84,11 @@ inline int64_t total_units(const Shape& shape, int64_t m, int64_t n, int64_t k) 
   return (m + tile.m - 1) / tile.m * ((n + tile.width - 1) / tile.width) * (k / tile.unit() + kTileCost);
 }
 
-// Whether tiles of up to 32 tokens have half of the columns: where five blocks or more would share one, whose
-// parts are then half as many of half the size (o with 1 token 8.7 -> 8.2 us, 16 9.1 -> 8.8, 32 12.2 -> 10.6;
-// H200, 2026-11-29).
-inline bool is_narrow(int64_t n, int multiprocessors) {
-  return (n + kTileN - 1) / kTileN * 5 <= multiprocessors;
+// Whether tiles may have so many columns: half of kTileN where five blocks or more would share one of these,
+// whose parts are then half as many of half the size (o with 1 token 8.7 -> 8.2 us, 16 9.1 -> 8.8, 32 12.2 ->
+// 10.6; H200, 2026-11-29).
+inline bool suits_width(int width, int64_t n, int multiprocessors) {
+  return width == kTileN || (n + kTileN - 1) / kTileN * 5 <= multiprocessors;
 }
 
 // The smallest tile that holds m rows, else the largest; of those that fit, that take groups of so many rows
@@ -98,8 +99,7 @@ inline int choose_shape(int64_t m, int64_t n, int64_t k, WeightType weight, bool
   for (int i = 0; i < kGather; ++i) {
     const auto& [name, of_weight, orders, tile, least] = kShapes[i];
     if (of_weight != weight || orders != is_act_order || (tile.group != 0 && tile.group != group) ||
-        tile.shared_bytes(bits(weight)) > shared_memory ||
-        (tile.width < kTileN && !is_narrow(n, multiprocessors)) ||
+        tile.shared_bytes(bits(weight)) > shared_memory || !suits_width(tile.width, n, multiprocessors) ||
         total_units(kShapes[i], m, n, k) < int64_t{least} * multiprocessors) {
       continue;
     }
@@ -144,17 +144,25 @@ inline Partition cut(int tiles, int k, const Cutting& cutting, int multiprocesso
   return Partition::of(tiles, tile_units, cost, direct, std::min(multiprocessors, pieces));
 }
 
+inline TileGrid tile_grid(int64_t m, int64_t n, int tokens, int columns) {
+  return TileGrid::of(static_cast<int>((m + tokens - 1) / tokens),
+                      static_cast<int>((n + columns - 1) / columns));
+}
+
 // What a kernel of kShapes is launched with.
 inline Choice arrange(int shape, int64_t m, int64_t n, int64_t k, int multiprocessors) {
   const Tile& tile = kShapes[shape].tile;
   const int bit_count = bits(kShapes[shape].weight), unit_bytes = tile.weight_bytes(bit_count);
-  const TileGrid tiles = TileGrid::of(static_cast<int>((m + tile.m - 1) / tile.m),
-                                      static_cast<int>((n + tile.width - 1) / tile.width));
-  return {shape, tiles,
+  const TileGrid tiles = tile_grid(m, n, tile.m, tile.width);
+  return {shape,
+          tiles,
           cut(tiles.tiles(), static_cast<int>(k),
               {tile.unit(), tile.width, kTileCost * 8192 / unit_bytes, kTileLead * 8192 / unit_bytes,
                tile.k_teams, has_direct(tile.m, bit_count == 4, kShapes[shape].is_act_order)},
               multiprocessors),
+          tile.m,
+          tile.width,
+          tile.threads(),
           tile.shared_bytes(bit_count)};
 }
 
@@ -179,9 +187,7 @@ inline int choose_sm90_shape(int64_t m, int64_t n, int64_t k, int64_t group, int
   int shape = -1;
   for (int i = 0; i < kSm90ShapeCount; ++i) {
     const Sm90Tile& tile = kSm90Shapes[i].tile;
-    if ((tile.group != 0 && tile.group != group) || (tile.width < kTileN && !is_narrow(n, multiprocessors))) {
-      continue;
-    }
+    if ((tile.group != 0 && tile.group != group) || !suits_width(tile.width, n, multiprocessors)) continue;
     if (shape < 0 || kSm90Shapes[shape].tile.tokens < m || kSm90Shapes[shape].tile.tokens == tile.tokens) {
       shape = i;
     }
@@ -194,14 +200,17 @@ inline int choose_sm90_shape(int64_t m, int64_t n, int64_t k, int64_t group, int
 // What a kernel of kSm90Shapes is launched with.
 inline Choice arrange_sm90(int shape, int64_t m, int64_t n, int64_t k, int multiprocessors) {
   const Sm90Tile& tile = kSm90Shapes[shape].tile;
-  const TileGrid tiles = TileGrid::of(static_cast<int>((m + tile.tokens - 1) / tile.tokens),
-                                      static_cast<int>((n + tile.width - 1) / tile.width));
+  const TileGrid tiles = tile_grid(m, n, tile.tokens, tile.width);
   const int narrow = kTileN / tile.width;
-  return {shape, tiles,
+  return {shape,
+          tiles,
           cut(tiles.tiles(), static_cast<int>(k),
               {kSm90Unit, tile.width, kSm90TileCost * narrow, kSm90TileLead * narrow, 1,
                has_direct(tile.tokens, true, false)},
               multiprocessors),
+          tile.tokens,
+          tile.width,
+          tile.threads(),
           tile.shared_bytes()};
 }
 

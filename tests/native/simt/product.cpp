@@ -111,8 +111,6 @@ double e4m3(int byte) {
 struct Kernel {
   WeightType weight;
   bool is_act_order;
-  int sums;  // of a tile
-  int threads;
   Choice choice;
   std::function<void(const Params&)> run;
 };
@@ -124,11 +122,7 @@ auto entry_point(const std::string& name) {
 
 Kernel generic_kernel(int index, const Problem& p) {
   const Shape& shape = kShapes[index % kShapeCount];
-  return {shape.weight,
-          shape.is_act_order,
-          shape.tile.m * shape.tile.width,
-          shape.tile.threads(),
-          arrange(index % kShapeCount, p.m, p.n, p.k, p.multiprocessors),
+  return {shape.weight, shape.is_act_order, arrange(index % kShapeCount, p.m, p.n, p.k, p.multiprocessors),
           entry_point<Params>(kernel_name(index))};
 }
 
@@ -149,12 +143,7 @@ Kernel sm90_kernel(int index, const Problem& p) {
     kernel({map_of(matrices.tokens), map_of(matrices.weights), map_of(matrices.scales),
             map_of(matrices.zeros), params});
   };
-  return {kUint4,
-          false,
-          tile.tokens * tile.width,
-          tile.threads(),
-          arrange_sm90(shape, p.m, p.n, p.k, p.multiprocessors),
-          run};
+  return {kUint4, false, arrange_sm90(shape, p.m, p.n, p.k, p.multiprocessors), run};
 }
 
 template <class T>
@@ -186,7 +175,7 @@ int check(const Kernel& kernel, const Problem& p) {
   const int blocks = choice.partition.blocks;
   auto words = pack_weights(q, p.k, p.n, bit_count), zero_words = pack_zeros(z, p);
   auto permuted = permute_scales(scales, p);
-  std::vector<float> partial(at(blocks, 0, kernel.sums), NAN);
+  std::vector<float> partial(at(blocks, 0, choice.tokens * choice.columns), NAN);
   std::vector<int> arrivals(static_cast<std::size_t>(blocks));
   Params params{};
   params.a = padded(a);
@@ -204,7 +193,7 @@ int check(const Kernel& kernel, const Problem& p) {
   params.group_shift = p.group == 0 ? 30 : std::countr_zero(static_cast<unsigned>(p.group / kMinGroup));
   params.tiles = choice.tiles;
   params.partition = choice.partition;
-  simt::run(blocks, kernel.threads, choice.shared_bytes, [&] { kernel.run(params); });
+  simt::run(blocks, choice.threads, choice.shared_bytes, [&] { kernel.run(params); });
 
   const double epsilon = sglk::is_bf16<T> ? 0x1p-7 : 0x1p-10;
   double worst = 0;
