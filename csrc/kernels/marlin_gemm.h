@@ -124,12 +124,13 @@ struct Sm90Tile {
   }
   SGLK_HOST_DEVICE constexpr int scale_bytes() const { return rows() * width * 2; }
   SGLK_HOST_DEVICE constexpr int zero_bytes() const { return rows() * width / 2; }
-  SGLK_HOST_DEVICE constexpr int stage_bytes() const {  // a multiple of 1024, as the swizzle wants
-    return (token_bytes() + weight_bytes() + scale_bytes() + zero_bytes() + 1023) / 1024 * 1024;
+  // With two barriers; a multiple of 1024, as the swizzle wants.
+  SGLK_HOST_DEVICE constexpr int stage_bytes() const {
+    return (token_bytes() + weight_bytes() + scale_bytes() + zero_bytes() + 16 + 1023) / 1024 * 1024;
   }
   SGLK_HOST_DEVICE constexpr int sum_bytes() const { return (teams - 1) * tokens * width * 4; }
-  SGLK_HOST_DEVICE constexpr int shared_bytes() const {  // two barriers a stage, and one more
-    return 1024 + stages * (stage_bytes() + 16) + 16 + sum_bytes();
+  SGLK_HOST_DEVICE constexpr int shared_bytes() const {  // with one more barrier
+    return 1024 + stages * stage_bytes() + 16 + sum_bytes();
   }
 };
 

@@ -9,7 +9,7 @@
 //
 //   block: `tokens` × 256 columns     warpgroup 0: a thread of each warp copies, by the copy engine
 //                                     others: 128 columns each; two are a team (of 128 columns, one is)
-//   unit: 128 rows                    two of [tokens, 64] swizzled · weights · scales · zero points
+//   unit: 128 rows                    two of [tokens, 64] swizzled · weights · scales · zeros · barriers
 //
 // Of 128 tokens there is one team: while the products of half a unit run, the weights of the next half are
 // made, into registers of their own. Of fewer, teams take turns with the units, and some make weights while
@@ -99,15 +99,23 @@ struct Group {
   ZeroOffset offset[4];
 };
 
+// Half of a pair, twice. Of moves, unlike a permutation, nothing is left where an instruction that takes
+// pairs takes it: that can take one half twice.
+__device__ __forceinline__ uint32_t twice(uint32_t x, bool is_high) {
+  const __half2 pair = Pair<f16>::value(x);  // or whatever lies there
+  return Pair<f16>::bits(is_high ? __high2half2(pair) : __low2half2(pair));
+}
+
 template <class T>
 __device__ __forceinline__ void unpack_group(Group& group, const RawGroup& raw, int shift) {
-  group.scale[0] = twice_low(raw.scales.x), group.scale[1] = twice_high(raw.scales.x);
-  group.scale[2] = twice_low(raw.scales.y), group.scale[3] = twice_high(raw.scales.y);
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
-    const ZeroOffset pair = zero_offset<T>(raw.zeros >> shift >> 4 * b);
-    group.offset[2 * b] = {twice_low(pair.low), twice_low(pair.high)};
-    group.offset[2 * b + 1] = {twice_high(pair.low), twice_high(pair.high)};
+    const ZeroOffset pair = zero_offset<T>(raw.zeros >> shift, b == 1);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      group.scale[2 * b + half] = twice(b == 0 ? raw.scales.x : raw.scales.y, half);
+      group.offset[2 * b + half] = {twice(pair.low, half), twice(pair.high, half)};
+    }
   }
 }
 
@@ -146,8 +154,9 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
   const int warp = uniform(threadIdx.x / 32 % 4);
   if (threadIdx.x == 128) {
     for (int i = 0; i < C::kStages; ++i) {
-      init_barrier(ring.full + i * 8, kSm90Producers);
-      init_barrier(ring.empty + i * 8, C::kConsumers / C::kTeams / 32);
+      const Stage<C> stage = {ring.base + i * C::kTile.stage_bytes()};
+      init_barrier(stage.full(), kSm90Producers);
+      init_barrier(stage.empty(), C::kConsumers / C::kTeams / 32);
     }
     init_barrier(ring.parts, 1);
     fence_barriers();
@@ -155,7 +164,7 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
   if (p.zeros == nullptr) fill_zeros<C>(ring);
   __syncthreads();
   take_registers<C::kTeams == 1 ? 232 : 112>();
-  int begin = uniform(first_unit<C>(p, block));
+  const int start = uniform(first_unit<C>(p, block));
   const int last = uniform(p.partition.first(block + 1));
   const int part = warpgroup % C::kParts, team = C::kTeams == 1 ? 0 : warpgroup / C::kParts;
   const Place<C> place(p, part, warp, threadIdx.x % 32);
@@ -164,11 +173,12 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
     if (elect_lane()) arrive(empty);
   };
   Target next = {};
-  if (C::kFindsEarly && begin < last) next = Target::of(p, p.partition.tile.divide(begin));
+  if (C::kFindsEarly && start < last) next = Target::of(p, p.partition.tile.divide(start));
   wait_for_predecessor();
-  unsigned ahead = team;  // units from the block's first to the next that the team opens
-  int turn = team;        // and from the next piece's first
-  while (begin < last) {
+  Stage<C> ahead = {ring.base + (team - C::kTeams) * C::kTile.stage_bytes()};  // that the team opened last
+  // How many of the block's units before this one are the team's.
+  const auto units_before = [&](int unit) { return (unit - start + C::kTeams - 1 - team) / C::kTeams; };
+  for (int begin = start; begin < last;) {
     const int tile = p.partition.tile.divide(begin);
     const int tile_begin = tile * p.partition.tile.value, tile_end = tile_begin + p.partition.tile.value;
     const int end = min(last, tile_end);
@@ -178,68 +188,68 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
     Raw<C> raw;
     RawGroup raw_group;
     Group group;
-    Stage<C> next_stage;
     uint32_t done = 0;  // `empty` of the stage whose products were committed last, and may not be complete
     const auto open_unit = [&] {
-      next_stage = Stage<C>(ring, ahead % C::kStages);
-      wait_barrier(next_stage.full(), ahead / C::kStages % 2);
-      ahead += C::kTeams;
-      read_words<C>(raw, place, next_stage.data, 0);
-      if (!C::kIsTight) raw_group.zeros = read_zeros<C>(place, next_stage.data, 0);
-      if (!C::kIsTight && !C::kScalesSums) raw_group.scales = read_scales<C>(place, next_stage.data, 0);
+      ahead.advance(ring, C::kTeams);
+      wait_barrier(ahead.full(), ahead.parity);
+      read_words<C>(raw, place, ahead.data, 0);
+      if (!C::kIsTight) raw_group.zeros = read_zeros<C>(place, ahead.data, 0);
+      if (!C::kIsTight && !C::kScalesSums) raw_group.scales = read_scales<C>(place, ahead.data, 0);
     };
-    int left = (end - begin - turn + C::kTeams - 1) / C::kTeams;  // units of the team
-    turn += left * C::kTeams - (end - begin);
-    if (C::kTeams == 1 || left > 0) open_unit();
+    int left = units_before(end) - units_before(begin);
+    if (C::kTeams == 1 || left > 0) {  // or 11 instructions a unit more, of 64 tokens
+      open_unit();
+      bool is_over;
 #pragma unroll 1
-    while (left > 0) {
-      --left;
-      const Stage<C> current = next_stage;
-      const uint32_t stage = current.data;
-      const uint64_t stage_tokens = operand_descriptor(stage);
+      do {
+        is_over = --left == 0;
+        const uint32_t stage = ahead.data;
+        const uint64_t stage_tokens = operand_descriptor(stage);
 #pragma unroll
-      for (int batch = 0; batch < C::kBatches; ++batch) {
-        auto& now = w[batch % C::kBuffers];
-        const bool is_last = batch + 1 == C::kBatches;
+        for (int batch = 0; batch < C::kBatches; ++batch) {
+          auto& now = w[batch % C::kBuffers];
+          const bool is_last = batch + 1 == C::kBatches;
 #pragma unroll
-        for (int step = 0; step < C::kSteps; ++step) {
-          // A group begins every two steps, every four, or with the unit.
-          const int pair = (batch * C::kSteps + step) / 2;
-          if (step == 0 && batch == 0 && !C::kIsTight) {
-            unpack_group<T>(group, raw_group, place.zero_shift);
-          } else if (!C::kScalesSums &&
-                     ((step == 0 && pair % 2 == 0 && (C::kIsTight || place.group_shift < 2)) ||
-                      (step % 2 == 0 && pair % 2 == 1 && place.group_shift == 0))) {
-            unpack_group<T>(group, read_group<C>(place, stage, pair >> place.group_shift), place.zero_shift);
+          for (int step = 0; step < C::kSteps; ++step) {
+            // A group begins every two steps, every four, or with the unit.
+            const int pair = (batch * C::kSteps + step) / 2;
+            if (step == 0 && batch == 0 && !C::kIsTight) {
+              unpack_group<T>(group, raw_group, place.zero_shift);
+            } else if (!C::kScalesSums &&
+                       ((step == 0 && pair % 2 == 0 && (C::kIsTight || place.group_shift < 2)) ||
+                        (step % 2 == 0 && pair % 2 == 1 && place.group_shift == 0))) {
+              unpack_group<T>(group, read_group<C>(place, stage, pair >> place.group_shift),
+                              place.zero_shift);
+            }
+            make_weights<C>(now[step], raw[step], group);
           }
-          make_weights<C>(now[step], raw[step], group);
-        }
-        if (!C::kIsTight && !is_last) read_words<C>(raw, place, stage, batch + 1);
-        constexpr int kHalfBatches = C::kBatches / 2;
-        const uint64_t tokens = stage_tokens + batch / kHalfBatches * (C::kHalfTokens / 16) +
-                                batch % kHalfBatches * (C::kSteps * 2);
-        open_products();
+          if (!C::kIsTight && !is_last) read_words<C>(raw, place, stage, batch + 1);
+          constexpr int kHalfBatches = C::kBatches / 2;
+          const uint64_t tokens = stage_tokens + batch / kHalfBatches * (C::kHalfTokens / 16) +
+                                  batch % kHalfBatches * (C::kSteps * 2);
+          open_products();
 #pragma unroll
-        for (int step = 0; step < C::kSteps; ++step) {
+          for (int step = 0; step < C::kSteps; ++step) {
 #pragma unroll
-          for (int b = 0; b < 2; ++b) {
-            multiply_async<T, C::kTokens>(C::kScalesSums ? group_sum[b] : sum[b], now[step][b],
-                                          tokens + step * 2, !(C::kScalesSums && batch == 0 && step == 0));
+            for (int b = 0; b < 2; ++b) {
+              multiply_async<T, C::kTokens>(C::kScalesSums ? group_sum[b] : sum[b], now[step][b],
+                                            tokens + step * 2, !(C::kScalesSums && batch == 0 && step == 0));
+            }
+          }
+          commit_products();
+          if (C::kIsTight && !is_last) read_words<C>(raw, place, stage, batch + 1);
+          if (is_last && C::kScalesSums) raw_group.scales = read_scales<C>(place, stage, 0);
+          if (is_last && !is_over) open_unit();
+          wait_products<C::kBuffers - 1>();
+          if (C::kBuffers > 1) {
+            if (batch == 0 && done != 0) release(done);
+          } else if (is_last) {
+            if constexpr (C::kScalesSums) close_group<C>(sum, group_sum, raw_group);
+            release(stage + C::kEmpty);
           }
         }
-        commit_products();
-        if (C::kIsTight && !is_last) read_words<C>(raw, place, stage, batch + 1);
-        if (is_last && C::kScalesSums) raw_group.scales = read_scales<C>(place, stage, 0);
-        if (is_last && left > 0) open_unit();
-        wait_products<C::kBuffers - 1>();
-        if (C::kBuffers > 1) {
-          if (batch == 0 && done != 0) release(done);
-        } else if (is_last) {
-          if constexpr (C::kScalesSums) close_group<C>(sum, group_sum, raw_group);
-          release(current.empty());
-        }
-      }
-      done = current.empty();
+        done = stage + C::kEmpty;
+      } while (!is_over);
     }
     if (C::kBuffers > 1) {
       wait_products<0>();
@@ -260,7 +270,7 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
       collect<C>(p, ring, own, block, first, blocks, part, team, p.m - m0);
     }
     if (place_in_tile == 0) {
-      store_tile<C>(p, own, m0, n0, opaque(warp), opaque(threadIdx.x) % 32);
+      store_tile<C>(p, own, m0, n0, uniform(opaque(threadIdx.x) / 32 % 4), opaque(threadIdx.x) % 32);
     } else {
       hand_over<C>(p, own, block, part, team, p.m - m0);
       const Parent parent = parent_of(place_in_tile, blocks, max_flat(C::kTokens));
@@ -279,9 +289,7 @@ __device__ __forceinline__ void run(const Sm90Params& params) {
   Ring ring;
   // Computed anew, it would take five instructions a unit.
   ring.base = uniform((shared_address(dynamic_shared()) + 1023) & ~1023u);
-  ring.full = ring.base + C::kStages * C::kTile.stage_bytes();
-  ring.empty = ring.full + C::kStages * 8;
-  ring.parts = ring.empty + C::kStages * 8;
+  ring.parts = ring.base + C::kStages * C::kTile.stage_bytes();
   const int block = block_index();
   if (threadIdx.x >= 128) {
     consume<C>(p, ring, block);

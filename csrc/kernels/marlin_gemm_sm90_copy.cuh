@@ -39,34 +39,27 @@ struct Config {
   static constexpr int kWeights = kTile.token_bytes();  // offsets in a stage
   static constexpr int kScales = kWeights + kTile.weight_bytes();
   static constexpr int kZeros = kScales + kTile.scale_bytes();
+  static constexpr int kFull = kZeros + kTile.zero_bytes();  // barriers: the bytes of the stage are there,
+  static constexpr int kEmpty = kFull + 8;                   // all warps that multiply are done with it
 };
 
 struct Ring {
   uint32_t base;   // of the first stage
-  uint32_t full;   // barriers: the bytes of a stage are there
-  uint32_t empty;  // all warps that multiply are done with it
-  uint32_t parts;  // the parts of other blocks are there: await_parts
+  uint32_t parts;  // after the last, a barrier: the parts of other blocks are there (await_parts)
 };
 
-// A place in the ring, and how often it was passed.
-template <class C>
-struct Slot {
-  int index = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++index == C::kStages) index = 0, parity ^= 1;
-  }
-};
-
-// Addresses of a stage and its barriers.
+// The address of a stage, and the parity of the round through the ring.
 template <class C>
 struct Stage {
-  uint32_t data, barriers;
-  Stage() = default;
-  __device__ __forceinline__ Stage(const Ring& ring, unsigned index)
-      : data(ring.base + index * C::kTile.stage_bytes()), barriers(ring.base + index * 8) {}
-  __device__ __forceinline__ uint32_t full() const { return barriers + C::kStages * C::kTile.stage_bytes(); }
-  __device__ __forceinline__ uint32_t empty() const { return full() + C::kStages * 8; }
+  uint32_t data, parity = 0;
+  __device__ __forceinline__ uint32_t full() const { return data + C::kFull; }
+  __device__ __forceinline__ uint32_t empty() const { return data + C::kEmpty; }
+  __device__ __forceinline__ void advance(const Ring& ring, int stages) {
+    data += stages * C::kTile.stage_bytes();
+    const uint32_t wraps = data >= ring.parts;
+    data -= wraps * (C::kStages * C::kTile.stage_bytes());
+    parity ^= wraps;
+  }
 };
 
 // Which half of a lane's four words of weights, whose columns are i + 8t, a warp takes: kIsSmall, the other
@@ -141,23 +134,23 @@ __device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ri
   if (!elect_lane()) return;
 
   bool is_first = true;
-  Slot<C> slot;
+  Stage<C> stage = {ring.base};
   while (begin < last) {
     const int n0 = piece.index.n * C::kWidth, m0 = piece.index.m * C::kTokens;
     const int group_x = warp == 2 ? n0 : n0 / 8, end = piece.end;
     int unit = piece.unit;
     begin += end - unit;
-    const auto copy_weights = [&](int slot, int unit) {
-      const uint32_t full = ring.full + slot * 8;
-      arrive_expect(full, bytes);
-      copy_box(ring.base + slot * C::kTile.stage_bytes() + C::kWeights + warp * (kSm90Rows * C::kWidth * 8),
-               &params.weights, n0, unit * (kSm90Unit / 16) + warp * kSm90Rows, full, policy);
+    const auto copy_weights = [&](const Stage<C>& stage, int unit) {
+      arrive_expect(stage.full(), bytes);
+      copy_box(stage.data + C::kWeights + warp * (kSm90Rows * C::kWidth * 8), &params.weights, n0,
+               unit * (kSm90Unit / 16) + warp * kSm90Rows, stage.full(), policy);
     };
     int early = 0;
     if (is_first) {  // as in marlin_gemm.cu: weights come while the predecessor drains
       early = min(C::kEarly, end - unit);
+      Stage<C> next = stage;
 #pragma unroll 1
-      for (int i = 0; i < early; ++i) copy_weights(i, unit + i);
+      for (int i = 0; i < early; ++i) copy_weights(next, unit + i), next.advance(ring, 1);
       if (has_tokens || has_group) prefetch_map(map);
       wait_for_predecessor();
       let_successor_start();
@@ -165,20 +158,18 @@ __device__ __forceinline__ void produce(const Sm90Params& params, const Ring& ri
     }
 #pragma unroll 1
     for (; unit < end; ++unit) {
-      const uint32_t full = ring.full + slot.index * 8;
-      const uint32_t target = ring.base + slot.index * C::kTile.stage_bytes() + offset;
       if (early > 0) {
         --early;
       } else {
-        wait_barrier(ring.empty + slot.index * 8, slot.parity ^ 1);
-        copy_weights(slot.index, unit);
+        wait_barrier(stage.empty(), stage.parity ^ 1);
+        copy_weights(stage, unit);
       }
       if (has_tokens) {
-        copy_box(target, map, unit * kSm90Unit + warp * 64, m0, full);
+        copy_box(stage.data + offset, map, unit * kSm90Unit + warp * 64, m0, stage.full());
       } else if (has_group) {
-        copy_box(target, map, group_x, unit * 4 >> p.group_shift, full);
+        copy_box(stage.data + offset, map, group_x, unit * 4 >> p.group_shift, stage.full());
       }
-      slot.advance();
+      stage.advance(ring, 1);
     }
     begin = next_unit<C>(p, block, begin);
     piece = Piece(p, begin, last);

@@ -166,16 +166,23 @@ def test_many_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -
     (
         "marlin_gemm_sm90.cuh",
         "batch == 0 && done != 0) release(done);",  # a stage is filled anew while products still read it
-        "batch == 1) release(current.empty());",
+        "batch == 1) release(stage + C::kEmpty);",
         ("marlin_gemm_sm90_bf16_u4_m128", 100, 320, 2048, 128, 1, 2, 1),
         RACE,
     ),
     (
         "marlin_gemm_sm90.cuh",
         "batch == 0 && done != 0) release(done);",  # nor is one filled that is not given back
-        "batch == 0 && done > ring.empty) release(done);",
+        "batch == 0 && done > ring.base + C::kTile.stage_bytes()) release(done);",
         ("marlin_gemm_sm90_bf16_u4_m128", 100, 320, 2048, 128, 1, 2, 1),
         "every thread waits",
+    ),
+    (
+        "marlin_gemm_sm90_copy.cuh",
+        "    parity ^= wraps;",  # a stage is filled, and read, in the next round before it is free, or full
+        "",
+        ("marlin_gemm_sm90_bf16_u4_m16_narrow", 16, 640, 4096, 128, 1, 2, 1),
+        "more arrivals",
     ),
     (
         "marlin_gemm_sm90_copy.cuh",
@@ -205,7 +212,9 @@ def test_many_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -
         ("marlin_gemm_bf16_u4_m8", 3, 320, 640, 128, 1, 4, 1),
         RACE,
     ),
-], ids=["copies", "first", "products", "stages", "release", "parts", "tree", "lanes", "barrier"])  # fmt: skip
+], ids=[
+    "copies", "first", "products", "stages", "release", "parity", "parts", "tree", "lanes", "barrier"
+])  # fmt: skip
 def test_a_wait_too_short_or_too_long_shows(
     tmp_path: Path, file: str, old: str, new: str, case: tuple[str | int, ...], message: str
 ) -> None:

@@ -101,14 +101,15 @@ struct ZeroOffset {
   uint32_t low, high;
 };
 
-// Of the zero points in nibbles 0 and 4.
+// Of the zero points in nibbles 0 and 4, or in 1 and 5 (is_high).
 template <class T>
-__device__ __forceinline__ ZeroOffset zero_offset(uint32_t x) {
+__device__ __forceinline__ ZeroOffset zero_offset(uint32_t x, bool is_high = false) {
   if constexpr (is_bf16<T>) {
-    const uint32_t offset = multiply<T>(x & 0x000f000f, 0xff00ff00);  // · −2^127
+    const uint32_t offset = is_high ? multiply<T>(x & 0x00f000f0, 0xfd00fd00)   // · −2^123
+                                    : multiply<T>(x & 0x000f000f, 0xff00ff00);  // · −2^127
     return {offset, offset};
   } else {
-    const uint32_t low = mask_or(x, 0x000f000f, kMagic);
+    const uint32_t low = mask_or(is_high ? x >> 4 : x, 0x000f000f, kMagic);
     return {low, subtract<T>(0x63806380, low)};  // 960 − (1024 + z)
   }
 }
