@@ -175,7 +175,8 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
   Target next = {};
   if (C::kFindsEarly && start < last) next = Target::of(p, p.partition.tile.divide(start));
   wait_for_predecessor();
-  Stage<C> ahead = {ring.base + (team - C::kTeams) * C::kTile.stage_bytes()};  // that the team opened last
+  const int before_first = (team - C::kTeams) * C::kTile.stage_bytes();
+  Stage<C> ahead = {ring.base + static_cast<uint32_t>(before_first)};  // that the team opened last
   // How many of the block's units before this one are the team's.
   const auto units_before = [&](int unit) { return (unit - start + C::kTeams - 1 - team) / C::kTeams; };
   for (int begin = start; begin < last;) {
