@@ -99,13 +99,6 @@ struct Group {
   ZeroOffset offset[4];
 };
 
-// Half of a pair, twice. Of moves, unlike a permutation, nothing is left where an instruction that takes
-// pairs takes it: that can take one half twice.
-__device__ __forceinline__ uint32_t twice(uint32_t x, bool is_high) {
-  const __half2 pair = Pair<f16>::value(x);  // or whatever lies there
-  return Pair<f16>::bits(is_high ? __high2half2(pair) : __low2half2(pair));
-}
-
 template <class T>
 __device__ __forceinline__ void unpack_group(Group& group, const RawGroup& raw, int shift) {
 #pragma unroll
@@ -147,9 +140,90 @@ __device__ __forceinline__ void close_group(Sums<C>& sum, const Sums<C>& group, 
   }
 }
 
+// All lanes have read before one of them arrives, which electing it does not order.
+__device__ __forceinline__ void release(uint32_t empty) {
+  __syncwarp();
+  if (elect_lane()) arrive(empty);
+}
+
+// Adds to the sums what the next `left` units of the team make, one at least. group_sum: zeros, for the sums
+// of a group (made in here they are 8 to 16 instructions more). ahead: the stage that the team opened last.
+template <class C>
+__device__ __forceinline__ void multiply_units(Sums<C>& sum, Sums<C>& group_sum, const Ring& ring,
+                                               const Place<C>& place, Stage<C>& ahead, int left) {
+  using T = typename C::T;
+  Weights<C> w[C::kBuffers];
+  Raw<C> raw;
+  RawGroup raw_group;
+  Group group;
+  uint32_t done = 0;  // `empty` of the stage whose products were committed last, and may not be complete
+  const auto open_unit = [&] {
+    ahead.advance(ring, C::kTeams);
+    wait_barrier(ahead.full(), ahead.parity);
+    read_words<C>(raw, place, ahead.data, 0);
+    if (!C::kIsTight) raw_group.zeros = read_zeros<C>(place, ahead.data, 0);
+    if (!C::kIsTight && !C::kScalesSums) raw_group.scales = read_scales<C>(place, ahead.data, 0);
+  };
+  open_unit();
+  bool is_over;
+#pragma unroll 1
+  do {
+    is_over = --left == 0;
+    const Stage<C> stage = ahead;
+    const uint64_t stage_tokens = operand_descriptor(stage.data);
+#pragma unroll
+    for (int batch = 0; batch < C::kBatches; ++batch) {
+      auto& now = w[batch % C::kBuffers];
+      const bool is_last = batch + 1 == C::kBatches;
+#pragma unroll
+      for (int step = 0; step < C::kSteps; ++step) {
+        // A group begins every two steps, every four, or with the unit.
+        const int pair = (batch * C::kSteps + step) / 2;
+        if (step == 0 && batch == 0 && !C::kIsTight) {
+          unpack_group<T>(group, raw_group, place.zero_shift);
+        } else if (!C::kScalesSums &&
+                   ((step == 0 && pair % 2 == 0 && (C::kIsTight || place.group_shift < 2)) ||
+                    (step % 2 == 0 && pair % 2 == 1 && place.group_shift == 0))) {
+          unpack_group<T>(group, read_group<C>(place, stage.data, pair >> place.group_shift),
+                          place.zero_shift);
+        }
+        make_weights<C>(now[step], raw[step], group);
+      }
+      if (!C::kIsTight && !is_last) read_words<C>(raw, place, stage.data, batch + 1);
+      constexpr int kHalfBatches = C::kBatches / 2;
+      const uint64_t tokens = stage_tokens + batch / kHalfBatches * (C::kHalfTokens / 16) +
+                              batch % kHalfBatches * (C::kSteps * 2);
+      open_products();
+#pragma unroll
+      for (int step = 0; step < C::kSteps; ++step) {
+#pragma unroll
+        for (int b = 0; b < 2; ++b) {
+          multiply_async<T, C::kTokens>(C::kScalesSums ? group_sum[b] : sum[b], now[step][b],
+                                        tokens + step * 2, !(C::kScalesSums && batch == 0 && step == 0));
+        }
+      }
+      commit_products();
+      if (C::kIsTight && !is_last) read_words<C>(raw, place, stage.data, batch + 1);
+      if (is_last && C::kScalesSums) raw_group.scales = read_scales<C>(place, stage.data, 0);
+      if (is_last && !is_over) open_unit();
+      wait_products<C::kBuffers - 1>();
+      if (C::kBuffers > 1) {
+        if (batch == 0 && done != 0) release(done);
+      } else if (is_last) {
+        if constexpr (C::kScalesSums) close_group<C>(sum, group_sum, raw_group);
+        release(stage.empty());
+      }
+    }
+    done = stage.empty();
+  } while (!is_over);
+  if (C::kBuffers > 1) {
+    wait_products<0>();
+    release(done);
+  }
+}
+
 template <class C>
 __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int block) {
-  using T = typename C::T;
   const int warpgroup = uniform(threadIdx.x / 128 - 1);
   const int warp = uniform(threadIdx.x / 32 % 4);
   if (threadIdx.x == 128) {
@@ -168,94 +242,22 @@ __device__ __forceinline__ void consume(const Params& p, const Ring& ring, int b
   const int last = uniform(p.partition.first(block + 1));
   const int part = warpgroup % C::kParts, team = C::kTeams == 1 ? 0 : warpgroup / C::kParts;
   const Place<C> place(p, part, warp, threadIdx.x % 32);
-  const auto release = [&](uint32_t empty) {
-    __syncwarp();  // all lanes have read before one of them arrives, which electing it does not order
-    if (elect_lane()) arrive(empty);
-  };
   Target next = {};
   if (C::kFindsEarly && start < last) next = Target::of(p, p.partition.tile.divide(start));
   wait_for_predecessor();
-  const int before_first = (team - C::kTeams) * C::kTile.stage_bytes();
-  Stage<C> ahead = {ring.base + static_cast<uint32_t>(before_first)};  // that the team opened last
-  // How many of the block's units before this one are the team's.
-  const auto units_before = [&](int unit) { return (unit - start + C::kTeams - 1 - team) / C::kTeams; };
+  // That the team opened last: before the first its own.
+  Stage<C> ahead = {ring.base + static_cast<uint32_t>(team - C::kTeams) * C::kTile.stage_bytes()};
+  // How many of the block's units before this one are the team's: of a piece as many as by team_unit.
+  const auto team_units_before = [&](int unit) { return (unit - start + C::kTeams - 1 - team) / C::kTeams; };
   for (int begin = start; begin < last;) {
     const int tile = p.partition.tile.divide(begin);
     const int tile_begin = tile * p.partition.tile.value, tile_end = tile_begin + p.partition.tile.value;
     const int end = min(last, tile_end);
     const Target target = next;
     Sums<C> sum = {}, group_sum = {};
-    Weights<C> w[C::kBuffers];
-    Raw<C> raw;
-    RawGroup raw_group;
-    Group group;
-    uint32_t done = 0;  // `empty` of the stage whose products were committed last, and may not be complete
-    const auto open_unit = [&] {
-      ahead.advance(ring, C::kTeams);
-      wait_barrier(ahead.full(), ahead.parity);
-      read_words<C>(raw, place, ahead.data, 0);
-      if (!C::kIsTight) raw_group.zeros = read_zeros<C>(place, ahead.data, 0);
-      if (!C::kIsTight && !C::kScalesSums) raw_group.scales = read_scales<C>(place, ahead.data, 0);
-    };
-    int left = units_before(end) - units_before(begin);
-    if (C::kTeams == 1 || left > 0) {  // or 11 instructions a unit more, of 64 tokens
-      open_unit();
-      bool is_over;
-#pragma unroll 1
-      do {
-        is_over = --left == 0;
-        const uint32_t stage = ahead.data;
-        const uint64_t stage_tokens = operand_descriptor(stage);
-#pragma unroll
-        for (int batch = 0; batch < C::kBatches; ++batch) {
-          auto& now = w[batch % C::kBuffers];
-          const bool is_last = batch + 1 == C::kBatches;
-#pragma unroll
-          for (int step = 0; step < C::kSteps; ++step) {
-            // A group begins every two steps, every four, or with the unit.
-            const int pair = (batch * C::kSteps + step) / 2;
-            if (step == 0 && batch == 0 && !C::kIsTight) {
-              unpack_group<T>(group, raw_group, place.zero_shift);
-            } else if (!C::kScalesSums &&
-                       ((step == 0 && pair % 2 == 0 && (C::kIsTight || place.group_shift < 2)) ||
-                        (step % 2 == 0 && pair % 2 == 1 && place.group_shift == 0))) {
-              unpack_group<T>(group, read_group<C>(place, stage, pair >> place.group_shift),
-                              place.zero_shift);
-            }
-            make_weights<C>(now[step], raw[step], group);
-          }
-          if (!C::kIsTight && !is_last) read_words<C>(raw, place, stage, batch + 1);
-          constexpr int kHalfBatches = C::kBatches / 2;
-          const uint64_t tokens = stage_tokens + batch / kHalfBatches * (C::kHalfTokens / 16) +
-                                  batch % kHalfBatches * (C::kSteps * 2);
-          open_products();
-#pragma unroll
-          for (int step = 0; step < C::kSteps; ++step) {
-#pragma unroll
-            for (int b = 0; b < 2; ++b) {
-              multiply_async<T, C::kTokens>(C::kScalesSums ? group_sum[b] : sum[b], now[step][b],
-                                            tokens + step * 2, !(C::kScalesSums && batch == 0 && step == 0));
-            }
-          }
-          commit_products();
-          if (C::kIsTight && !is_last) read_words<C>(raw, place, stage, batch + 1);
-          if (is_last && C::kScalesSums) raw_group.scales = read_scales<C>(place, stage, 0);
-          if (is_last && !is_over) open_unit();
-          wait_products<C::kBuffers - 1>();
-          if (C::kBuffers > 1) {
-            if (batch == 0 && done != 0) release(done);
-          } else if (is_last) {
-            if constexpr (C::kScalesSums) close_group<C>(sum, group_sum, raw_group);
-            release(stage + C::kEmpty);
-          }
-        }
-        done = stage + C::kEmpty;
-      } while (!is_over);
-    }
-    if (C::kBuffers > 1) {
-      wait_products<0>();
-      release(done);
-    }
+    const int left = team_units_before(end) - team_units_before(begin);
+    // Asked here: in the loop it takes 11 instructions a unit more, of 64 tokens.
+    if (C::kTeams == 1 || left > 0) multiply_units<C>(sum, group_sum, ring, place, ahead, left);
 
     OwnSums<C> own;
     add_teams<C>(own, sum, ring, team);

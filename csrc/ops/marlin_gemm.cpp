@@ -1,13 +1,11 @@
-// gptq_marlin_gemm: checks, choice and launch.
+// gptq_marlin_gemm: choice and launch.
 #include "kernels/marlin_gemm.h"
 
 #include <bit>
 #include <climits>
 #include <cstdio>
-#include <optional>
 
-#include "ops/checks.h"
-#include "ops/heuristics/marlin_gemm.h"
+#include "ops/marlin_gemm_checks.h"
 #include "runtime/launch.h"
 #include "runtime/registry.h"
 
@@ -16,58 +14,9 @@ extern "C" const unsigned char sglk_fatbin_marlin_gemm[];
 namespace sglk::marlin_gemm {
 namespace {
 
-constexpr const char* kOp = "gptq_marlin_gemm";
-
-// ids of sgl_kernel.scalar_type.
-constexpr int64_t kUint4Id = 1125899906843648, kUint4B8Id = 1125899907892224, kUint8B128Id = 1125899923621888,
-                  kFloat8E4M3Id = 2814749767172868;
-
 FatBinary& fat_binary() {
   static FatBinary binary("marlin_gemm", sglk_fatbin_marlin_gemm, kKernelCount, kernel_name);
   return binary;
-}
-
-bool is_given(const std::optional<Tensor>& t) { return t && t->numel() > 0; }
-
-void check_matrix(const Argument& x, int64_t rows, const char* rows_reason, int64_t columns,
-                  const char* columns_reason, const Tensor& a) {
-  check_dim(x, 2, "(a matrix)");
-  check_size(x, 0, rows, rows_reason);
-  check_size(x, 1, columns, columns_reason);
-  check_device(x, a.device(), "device of a");
-}
-
-void check_vector(const Argument& x, int64_t size, const char* reason, DType dtype, const Tensor& a) {
-  check_dim(x, 1, "(a vector)");
-  check_size(x, 0, size, reason);
-  check_dtype(x, dtype, "fixed by the op");
-  check_device(x, a.device(), "device of a");
-  check_last_stride(x);
-}
-
-void check_aligned(const Argument& x, int bytes) {
-  SGLK_CHECK(is_aligned(bytes, 1, x.tensor.data(), {}), "%s: %s: expected data aligned to %d bytes, got %p",
-             x.op, x.name, bytes, x.tensor.data());
-}
-
-WeightType weight_type(int64_t id) {
-  SGLK_CHECK(id == kUint4Id || id == kUint4B8Id || id == kUint8B128Id || id == kFloat8E4M3Id,
-             "%s: b_q_type: expected uint4, uint4b8, uint8b128 or float8_e4m3fn, got the type of id %ld", kOp,
-             id);
-  return id == kUint8B128Id ? kUint8 : id == kFloat8E4M3Id ? kFloat8 : kUint4;
-}
-
-// Rows of a group.
-uint64_t check_groups(const Tensor& scales, int64_t k, bool is_act_order) {
-  const int64_t groups = scales.size(0);
-  SGLK_CHECK(groups >= 1, "%s: b_scales.size(0): expected at least one group, got 0", kOp);
-  if (groups == 1 || is_act_order) return k;
-  const int64_t size = k / groups;
-  SGLK_CHECK(
-      k % groups == 0 && (size == 32 || size == 64 || size == 128),
-      "%s: b_scales.size(0): expected 1 group, or groups of 32, 64 or 128 of size_k's %ld rows, got %ld", kOp,
-      k, groups);
-  return size;
 }
 
 struct Launch {
@@ -113,11 +62,6 @@ Sm90Params sm90_params(const Params& p, ElementType type, const Sm90Tile& tile) 
           p.zeros != nullptr ? map_of(matrices.zeros, type) : TensorMap{}, p};
 }
 
-void check_sizes(int64_t n, int64_t k) {
-  SGLK_CHECK(n >= 0 && n % 64 == 0, "%s: size_n: expected a multiple of 64, got %ld", kOp, n);
-  SGLK_CHECK(k > 0 && k % 128 == 0, "%s: size_k: expected a positive multiple of 128, got %ld", kOp, k);
-}
-
 struct Selection {
   bool is_sm90;
   Choice choice;
@@ -150,56 +94,9 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
                       const std::optional<Tensor>& perm, const Tensor& workspace,
                       const std::optional<Tensor>& b_bias, int64_t b_q_type_id, int64_t size_m,
                       int64_t size_n, int64_t size_k, int64_t path) {
-  const WeightType weight = weight_type(b_q_type_id);
-  check_sizes(size_n, size_k);
-  const Argument a_arg{kOp, "a", a}, c_arg{kOp, "c", c};
-  check_dim(a_arg, 2, "[size_m, size_k]");
-  check_size(a_arg, 0, size_m, "size_m");
-  check_size(a_arg, 1, size_k, "size_k");
-  check_dtype_in(a_arg, {DType::kFloat16, DType::kBFloat16});
-  check_last_stride(a_arg);
-  check_matrix(c_arg, size_m, "size_m", size_n, "size_n", a);
-  check_dtype(c_arg, a.dtype(), "dtype of a");
-  check_last_stride(c_arg);
-  SGLK_CHECK(is_aligned(4, 2, c.data(), {size_m > 1 ? c.stride(0) : 0}),
-             "%s: c: expected rows aligned to 4 bytes", kOp);
-  const Argument weight_arg{kOp, "b_q_weight", b_q_weight}, scales_arg{kOp, "b_scales", b_scales};
-  check_matrix(weight_arg, size_k / 16, "size_k / 16", size_n * bits(weight) / 2, "size_n * bits / 2", a);
-  check_dtype(weight_arg, DType::kInt32, "Marlin tiles");
-  check_contiguous(weight_arg);
-  check_aligned(weight_arg, 16);
-  check_dim(scales_arg, 2, "[groups, size_n]");
-  check_matrix(scales_arg, b_scales.size(0), "groups", size_n, "size_n", a);
-  check_dtype(scales_arg, a.dtype(), "dtype of a");
-  check_contiguous(scales_arg);
-  check_aligned(scales_arg, 16);
-
-  const bool has_order = is_given(g_idx), has_zeros = is_given(b_zeros);
-  SGLK_CHECK(has_order == is_given(perm), "%s: g_idx, perm: expected both or none, got one of them", kOp);
-  SGLK_CHECK(!has_order || (!has_zeros && weight != kFloat8),
-             "%s: g_idx: expected none with b_zeros or float8 weights, got one", kOp);
-  if (has_order) {
-    check_vector({kOp, "g_idx", *g_idx}, size_k, "size_k", DType::kInt32, a);
-    check_vector({kOp, "perm", *perm}, size_k, "size_k", DType::kInt32, a);
-  }
-  SGLK_CHECK(has_zeros == (b_q_type_id == kUint4Id), "%s: b_zeros: expected %s, got %s", kOp,
-             has_zeros ? "none with this b_q_type" : "zero points with uint4", has_zeros ? "some" : "none");
-  if (has_zeros) {
-    const Argument zeros{kOp, "b_zeros", *b_zeros};
-    check_matrix(zeros, b_scales.size(0), "b_scales.size(0)", size_n / 8, "size_n / 8", a);
-    check_dtype(zeros, DType::kInt32, "eight zero points a word");
-    check_contiguous(zeros);
-    check_aligned(zeros, 16);
-  }
-  const bool is_act_order = has_order && b_scales.size(0) > 1;
-  const uint64_t group_size = check_groups(b_scales, size_k, is_act_order);
-  const int64_t group = b_scales.size(0) > 1 && !is_act_order ? group_size : 0;
-  const bool has_bias = is_given(b_bias);
-  if (has_bias) check_vector({kOp, "b_bias", *b_bias}, size_n, "size_n", a.dtype(), a);
-  const Argument workspace_arg{kOp, "workspace", workspace};
-  check_dtype(workspace_arg, DType::kInt32, "fixed by the op");
-  check_contiguous(workspace_arg);
-  check_device(workspace_arg, a.device(), "device of a");
+  const auto [weight, has_order, is_act_order, group] =
+      checked({a, c, b_q_weight, b_scales, b_zeros, g_idx, perm, workspace, b_bias, b_q_type_id, size_m,
+               size_n, size_k});
   if (size_m == 0 || size_n == 0) return;
 
   const DeviceGuard guard(a.device());
@@ -238,13 +135,13 @@ void gptq_marlin_gemm(const Tensor& a, const Tensor& c, const Tensor& b_q_weight
   }
   params.weight = b_q_weight.data();
   params.scales = b_scales.data();
-  params.zeros = has_zeros ? b_zeros->data() : nullptr;
+  params.zeros = is_given(b_zeros) ? b_zeros->data() : nullptr;
   params.g_idx = is_act_order ? g_idx->data<const int>() : nullptr;
-  params.bias = has_bias ? b_bias->data() : nullptr;
+  params.bias = is_given(b_bias) ? b_bias->data() : nullptr;
   params.out = c.data();
   params.out_stride = c.stride(0);
   params.groups = static_cast<int>(b_scales.size(0));
-  params.group_shift = b_scales.size(0) == 1 || is_act_order ? 30 : std::countr_zero(group_size / kMinGroup);
+  params.group_shift = group == 0 ? 30 : std::countr_zero(static_cast<uint64_t>(group / kMinGroup));
   params.tiles = choice.tiles;
   params.partition = choice.partition;
   const Dim3 grid{static_cast<uint32_t>(choice.partition.blocks), 1, 1};

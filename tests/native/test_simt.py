@@ -166,7 +166,7 @@ def test_many_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -
     (
         "marlin_gemm_sm90.cuh",
         "batch == 0 && done != 0) release(done);",  # a stage is filled anew while products still read it
-        "batch == 1) release(stage + C::kEmpty);",
+        "batch == 1) release(stage.empty());",
         ("marlin_gemm_sm90_bf16_u4_m128", 100, 320, 2048, 128, 1, 2, 1),
         RACE,
     ),
@@ -200,7 +200,7 @@ def test_many_parts_are_added_up_a_tree(product: Path, tile: str, blocks: int) -
     ),
     (
         "marlin_gemm_sm90.cuh",
-        "    __syncwarp();",  # a stage is filled anew while other lanes than the one that arrives may read it
+        "  __syncwarp();",  # a stage is filled anew while other lanes than the one that arrives may read it
         "",
         ("marlin_gemm_sm90_bf16_u4_m16_group", 16, 320, 2048, 128, 1, 2, 1),
         RACE,
