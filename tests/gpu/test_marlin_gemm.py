@@ -263,7 +263,10 @@ def test_a_row_does_not_depend_on_the_others_of_its_tile() -> None:
 
 def test_model_shapes() -> None:
     """Those of Qwen3-32B that are cut into pieces most unevenly, on a slice of the columns' reference."""
-    for size_n, size_k, m in ((10240, 5120, 5), (5120, 25600, 16), (51200, 5120, 250), (5120, 8192, 100)):
+    for size_n, size_k, m in (
+        *((10240, 5120, 5), (5120, 8192, 16), (5120, 17408, 16), (5120, 25600, 16)),
+        *((5120, 17408, 30), (5120, 8192, 100), (51200, 5120, 250), (5120, 25600, 1000)),
+    ):
         weight = random_weight(scalar_types.uint4, size_n, size_k, 128, torch.bfloat16, DEVICE)
         a = randn(m, size_k, dtype=torch.bfloat16)
         assert_product(product(weight, a), a, weight.dense())

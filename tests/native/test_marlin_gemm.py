@@ -189,6 +189,22 @@ def test_short_pieces_end_with_tiles(native: Any, m: int, n: int, k: int) -> Non
     assert native.marlin_gemm.choose(m, 50 * 256, 5120, 0, False, 128, *RTX_5090)[4] == 170
 
 
+@pytest.mark.parametrize(("m", "n", "k", "direct"), [
+    (128, 51200, 5120, 0),
+    (1024, 5120, 8192, 0),
+    (1024, 5120, 25600, 132),  # the other 28 leave each block 5427 rows
+    (2048, 5120, 25600, 264),  # of 320
+    (1024, 10240, 5120, 132),  # of 320
+    (4096, 5120, 25600, 640),  # 97 % of five waves
+])  # fmt: skip
+def test_how_many_tiles_are_taken_whole(native: Any, m: int, n: int, k: int, direct: int) -> None:
+    for choice in (
+        native.marlin_gemm.choose(m, n, k, 0, False, 128, *H200),
+        native.marlin_gemm.choose_sm90(m, n, k, 128, H200[0]),
+    ):
+        assert choice[3].direct == direct
+
+
 @pytest.mark.parametrize(("m", "n", "k", "group", "name"), [
     (17, 10240, 5120, 128, "u4_m32_long"),
     (32, 51200, 5120, 128, "u4_m32_long"),
@@ -282,7 +298,10 @@ def test_a_block_has_children_in_its_last_tile_alone(
 
 @pytest.mark.parametrize(("m", "n", "k", "group", "name"), [
     (9, 2560, 5120, 128, "u4_m16_narrow"),
-    (16, 5120, 25600, 128, "u4_m16_narrow"),
+    (16, 5120, 17408, 128, "u4_m16_narrow"),
+    (16, 5120, 25600, 128, "u4_m16_group"),  # a block's 61 units of all tokens draw too much power
+    (32, 5120, 8192, 128, "u4_m32_narrow"),
+    (32, 5120, 25600, 128, "u4_m32_group"),
     (16, 10240, 5120, 128, "u4_m16_group"),
     (16, 51200, 5120, 128, "u4_m16_group"),
     (17, 10240, 5120, 128, "u4_m32_group"),

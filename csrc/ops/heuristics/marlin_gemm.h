@@ -56,10 +56,20 @@ constexpr int kGather = kShapeCount - 1;
 struct Sm90Shape {
   const char* name;
   Sm90Tile tile;
+  int most = 0;  // units of a block up to which it is faster than the one before; 0: always
 };
+// Narrow: a unit of half the weights takes all its tokens. Up to 41 units of a block the smaller parts are
+// worth that (16 tokens 3 to 8 % less); with 61, 5120 × 25600, it draws more power, of which such a layer
+// takes all there is: 16 tokens 22.1 us for 20.6 in bench_ops, though 18.8 for 19.4 while the clock is high
+// (H200, 2026-11-30).
+constexpr int kNarrowMost = 50;
 constexpr Sm90Shape kSm90Shapes[] = {
-    {"u4_m16_group", kSm90Tile16Group}, {"u4_m16_narrow", kSm90Tile16Narrow}, {"u4_m32", kSm90Tile32},
-    {"u4_m32_group", kSm90Tile32Group}, {"u4_m32_narrow", kSm90Tile32Narrow}, {"u4_m64", kSm90Tile64},
+    {"u4_m16_group", kSm90Tile16Group},
+    {"u4_m16_narrow", kSm90Tile16Narrow, kNarrowMost},
+    {"u4_m32", kSm90Tile32},
+    {"u4_m32_group", kSm90Tile32Group},
+    {"u4_m32_narrow", kSm90Tile32Narrow, kNarrowMost},
+    {"u4_m64", kSm90Tile64},
     {"u4_m128", kSm90Tile128},
 };
 constexpr int kSm90ShapeCount = std::size(kSm90Shapes);
@@ -124,9 +134,15 @@ struct Cutting {
   bool has_direct;  // whether the kernel knows direct tiles
 };
 
+// The rows of a tile that each block must have of those beyond the full waves, for all of these to be taken
+// whole: blocks of the list are at different rows at once, which the L2 does not hold (down with 1024 tokens,
+// 5427 rows, 15 % less, in bench_ops 5 %, generic 8 %; with 1536 to 3072 2 to 6 %; gate_up with 128, 2637
+// rows, 5 % more; H200, 2026-11-30).
+constexpr int kRestRows = 4096;
+
 // Pieces that end with tiles if they are short and that leaves few multiprocessors idle; whole tiles if the
 // last wave is nearly full (97 % full: 6 to 10 % faster than pieces, 93 %: 6 % slower; H200, 2026-11-28);
-// otherwise all but the last one or two waves whole, and those in pieces.
+// otherwise full waves whole, but for the last where the rest is short, and what is left in pieces.
 inline Partition cut(int tiles, int k, const Cutting& cutting, int multiprocessors) {
   const auto& [unit, columns, cost, lead, least, has_direct] = cutting;
   const int tile_units = k / unit, sharers = multiprocessors / tiles;
@@ -138,7 +154,9 @@ inline Partition cut(int tiles, int k, const Cutting& cutting, int multiprocesso
   const bool is_whole = (has_direct || waves == 1) && int64_t{tiles} * 100 >= waves * multiprocessors * 95;
   int direct = 0;
   if (has_direct) {
-    direct = is_whole ? tiles : std::max(0, tiles / multiprocessors - 1) * multiprocessors;
+    const int full = tiles / multiprocessors, rest = tiles % multiprocessors;
+    const bool is_short = int64_t{rest} * k < int64_t{kRestRows} * multiprocessors;
+    direct = is_whole ? tiles : std::max(0, full - is_short) * multiprocessors;
   }
   const int pieces = is_whole ? tiles : std::max(1, (tiles - direct) * tile_units / least);
   return Partition::of(tiles, tile_units, cost, direct, std::min(multiprocessors, pieces));
@@ -180,21 +198,28 @@ inline bool has_sm90_path(int compute_capability, WeightType weight, bool is_act
 // 1024² to 51200 × 5120; of 9 and 16, with groups of 128 rows, 3 to 17 % (H200, 2026-11-28).
 inline bool prefers_sm90_path(int64_t m, int64_t group) { return m > 16 || (m > 8 && group == 128); }
 
-// The smallest tile that holds m, of two the one for groups of so many rows; the largest where blocks have so
-// many of its units that handing its sums over, 128 KB a block, is little: with 19 units of a block twice as
-// many tiles of 64 were faster, with 24 the same, with 30 slower (H200, 2026-11-27).
+// The units of all tiles.
+inline int64_t sm90_units(const Sm90Tile& tile, int64_t m, int64_t n, int64_t k) {
+  return (m + tile.tokens - 1) / tile.tokens * ((n + tile.width - 1) / tile.width) * (k / kSm90Unit);
+}
+
+// The smallest tile that holds m, of several the last that suits the groups and the layer; the largest where
+// blocks have so many of its units that handing its sums over, 128 KB a block, is little: with 19 units of a
+// block twice as many tiles of 64 were faster, with 24 the same, with 30 slower (H200, 2026-11-27).
 inline int choose_sm90_shape(int64_t m, int64_t n, int64_t k, int64_t group, int multiprocessors) {
   int shape = -1;
   for (int i = 0; i < kSm90ShapeCount; ++i) {
-    const Sm90Tile& tile = kSm90Shapes[i].tile;
-    if ((tile.group != 0 && tile.group != group) || !suits_width(tile.width, n, multiprocessors)) continue;
+    const auto& [name, tile, most] = kSm90Shapes[i];
+    if ((tile.group != 0 && tile.group != group) || !suits_width(tile.width, n, multiprocessors) ||
+        (most > 0 && sm90_units(tile, m, n, k) > int64_t{most} * multiprocessors)) {
+      continue;
+    }
     if (shape < 0 || kSm90Shapes[shape].tile.tokens < m || kSm90Shapes[shape].tile.tokens == tile.tokens) {
       shape = i;
     }
   }
-  const int64_t large = kSm90Shapes[kSm90ShapeCount - 1].tile.tokens;
-  const int64_t units = (m + large - 1) / large * ((n + kTileN - 1) / kTileN) * (k / kSm90Unit);
-  return shape + 1 == kSm90ShapeCount && units < int64_t{26} * multiprocessors ? shape - 1 : shape;
+  if (shape + 1 < kSm90ShapeCount) return shape;
+  return sm90_units(kSm90Shapes[shape].tile, m, n, k) < int64_t{26} * multiprocessors ? shape - 1 : shape;
 }
 
 // What a kernel of kSm90Shapes is launched with.
