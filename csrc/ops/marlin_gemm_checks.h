@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <optional>
 
-#include "ops/checks.h"
 #include "ops/heuristics/marlin_gemm.h"
+#include "ops/packed_checks.h"
 
 namespace sglk::marlin_gemm {
 
@@ -18,11 +18,17 @@ inline constexpr int64_t kUint4Id = 1125899906843648, kUint4B8Id = 1125899907892
 inline bool is_given(const std::optional<Tensor>& t) { return t && t->numel() > 0; }
 
 inline void check_matrix(const Argument& x, int64_t rows, const char* rows_reason, int64_t columns,
-                         const char* columns_reason, const Tensor& a) {
+                         const char* columns_reason) {
   check_dim(x, 2, "(a matrix)");
   check_size(x, 0, rows, rows_reason);
   check_size(x, 1, columns, columns_reason);
-  check_device(x, a.device(), "device of a");
+}
+
+// What the kernels read 16 bytes at once.
+inline void check_weights(const Argument& x, DType dtype, const char* dtype_reason, const Tensor& a) {
+  check_dense(x, dtype, dtype_reason, a.device(), "device of a");
+  SGLK_CHECK(is_aligned(16, 1, x.tensor.data(), {}), "%s: %s: expected data aligned to 16 bytes, got %p",
+             x.op, x.name, x.tensor.data());
 }
 
 inline void check_vector(const Argument& x, int64_t size, const char* reason, DType dtype, const Tensor& a) {
@@ -31,11 +37,6 @@ inline void check_vector(const Argument& x, int64_t size, const char* reason, DT
   check_dtype(x, dtype, "fixed by the op");
   check_device(x, a.device(), "device of a");
   check_last_stride(x);
-}
-
-inline void check_aligned(const Argument& x, int bytes) {
-  SGLK_CHECK(is_aligned(bytes, 1, x.tensor.data(), {}), "%s: %s: expected data aligned to %d bytes, got %p",
-             x.op, x.name, bytes, x.tensor.data());
 }
 
 inline WeightType weight_type(int64_t id) {
@@ -59,7 +60,7 @@ inline int64_t checked_group(const Tensor& scales, int64_t k, bool is_act_order)
 }
 
 inline void check_sizes(int64_t n, int64_t k) {
-  SGLK_CHECK(n >= 0 && n % 64 == 0, "%s: size_n: expected a multiple of 64, got %ld", kOp, n);
+  check_multiple(kOp, "size_n", n, 64);
   SGLK_CHECK(k > 0 && k % 128 == 0, "%s: size_k: expected a positive multiple of 128, got %ld", kOp, k);
 }
 
@@ -92,21 +93,18 @@ inline Problem checked(const Arguments& arguments) {
   check_size(a_arg, 1, size_k, "size_k");
   check_dtype_in(a_arg, {DType::kFloat16, DType::kBFloat16});
   check_last_stride(a_arg);
-  check_matrix(c_arg, size_m, "size_m", size_n, "size_n", a);
+  check_matrix(c_arg, size_m, "size_m", size_n, "size_n");
   check_dtype(c_arg, a.dtype(), "dtype of a");
+  check_device(c_arg, a.device(), "device of a");
   check_last_stride(c_arg);
   SGLK_CHECK(is_aligned(4, 2, c.data(), {size_m > 1 ? c.stride(0) : 0}),
              "%s: c: expected rows aligned to 4 bytes", kOp);
   const Argument weight_arg{kOp, "b_q_weight", b_q_weight}, scales_arg{kOp, "b_scales", b_scales};
-  check_matrix(weight_arg, size_k / 16, "size_k / 16", size_n * bits(weight) / 2, "size_n * bits / 2", a);
-  check_dtype(weight_arg, DType::kInt32, "Marlin tiles");
-  check_contiguous(weight_arg);
-  check_aligned(weight_arg, 16);
+  check_matrix(weight_arg, size_k / 16, "size_k / 16", size_n * bits(weight) / 2, "size_n * bits / 2");
+  check_weights(weight_arg, DType::kInt32, "Marlin tiles", a);
   check_dim(scales_arg, 2, "[groups, size_n]");
-  check_matrix(scales_arg, b_scales.size(0), "groups", size_n, "size_n", a);
-  check_dtype(scales_arg, a.dtype(), "dtype of a");
-  check_contiguous(scales_arg);
-  check_aligned(scales_arg, 16);
+  check_size(scales_arg, 1, size_n, "size_n");
+  check_weights(scales_arg, a.dtype(), "dtype of a", a);
 
   const bool has_order = is_given(g_idx), has_zeros = is_given(b_zeros);
   SGLK_CHECK(has_order == is_given(perm), "%s: g_idx, perm: expected both or none, got one of them", kOp);
@@ -120,18 +118,13 @@ inline Problem checked(const Arguments& arguments) {
              has_zeros ? "none with this b_q_type" : "zero points with uint4", has_zeros ? "some" : "none");
   if (has_zeros) {
     const Argument zeros{kOp, "b_zeros", *b_zeros};
-    check_matrix(zeros, b_scales.size(0), "b_scales.size(0)", size_n / 8, "size_n / 8", a);
-    check_dtype(zeros, DType::kInt32, "eight zero points a word");
-    check_contiguous(zeros);
-    check_aligned(zeros, 16);
+    check_matrix(zeros, b_scales.size(0), "b_scales.size(0)", size_n / 8, "size_n / 8");
+    check_weights(zeros, DType::kInt32, "eight zero points a word", a);
   }
   const bool is_act_order = has_order && b_scales.size(0) > 1;
   const int64_t group = checked_group(b_scales, size_k, is_act_order);
   if (is_given(b_bias)) check_vector({kOp, "b_bias", *b_bias}, size_n, "size_n", a.dtype(), a);
-  const Argument workspace_arg{kOp, "workspace", workspace};
-  check_dtype(workspace_arg, DType::kInt32, "fixed by the op");
-  check_contiguous(workspace_arg);
-  check_device(workspace_arg, a.device(), "device of a");
+  check_dense({kOp, "workspace", workspace}, DType::kInt32, "fixed by the op", a.device(), "device of a");
   return {weight, has_order, is_act_order, group};
 }
 

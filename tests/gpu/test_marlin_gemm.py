@@ -262,7 +262,7 @@ def test_a_row_does_not_depend_on_the_others_of_its_tile() -> None:
 
 
 def test_model_shapes() -> None:
-    """Those of Qwen3-32B that are cut into pieces most unevenly, on a slice of the columns' reference."""
+    """Those of Qwen3-32B and 14B that are cut into pieces most unevenly."""
     for size_n, size_k, m in (
         *((10240, 5120, 5), (5120, 8192, 16), (5120, 17408, 16), (5120, 25600, 16)),
         *((5120, 17408, 30), (5120, 8192, 100), (51200, 5120, 250), (5120, 25600, 1000)),

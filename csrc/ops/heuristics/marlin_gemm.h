@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <climits>
 #include <cstdint>
 #include <iterator>
 #include <string>
@@ -56,21 +57,23 @@ constexpr int kGather = kShapeCount - 1;
 struct Sm90Shape {
   const char* name;
   Sm90Tile tile;
-  int most = 0;  // units of a block up to which it is faster than the one before; 0: always
+  int least = 0, most = INT_MAX;  // units of a block between which it is faster than the one before
 };
 // Narrow: a unit of half the weights takes all its tokens. Up to 41 units of a block the smaller parts are
 // worth that (16 tokens 3 to 8 % less); with 61, 5120 × 25600, it draws more power, of which such a layer
 // takes all there is: 16 tokens 22.1 us for 20.6 in bench_ops, though 18.8 for 19.4 while the clock is high
 // (H200, 2026-11-30).
 constexpr int kNarrowMost = 50;
+// Of 128 tokens handing the sums over, 128 KB a block, must be little: with 19 units of a block twice as many
+// tiles of 64 were faster, with 24 the same, with 30 slower (H200, 2026-11-27).
 constexpr Sm90Shape kSm90Shapes[] = {
     {"u4_m16_group", kSm90Tile16Group},
-    {"u4_m16_narrow", kSm90Tile16Narrow, kNarrowMost},
+    {"u4_m16_narrow", kSm90Tile16Narrow, 0, kNarrowMost},
     {"u4_m32", kSm90Tile32},
     {"u4_m32_group", kSm90Tile32Group},
-    {"u4_m32_narrow", kSm90Tile32Narrow, kNarrowMost},
+    {"u4_m32_narrow", kSm90Tile32Narrow, 0, kNarrowMost},
     {"u4_m64", kSm90Tile64},
-    {"u4_m128", kSm90Tile128},
+    {"u4_m128", kSm90Tile128, 26},
 };
 constexpr int kSm90ShapeCount = std::size(kSm90Shapes);
 constexpr int kKernelCount = 2 * (kShapeCount + kSm90ShapeCount);
@@ -87,11 +90,15 @@ struct Choice {
 
 constexpr int bits(WeightType weight) { return weight == kUint4 ? 4 : 8; }
 
+inline int64_t tile_count(int64_t m, int64_t n, int tokens, int columns) {
+  return (m + tokens - 1) / tokens * ((n + columns - 1) / columns);
+}
+
 // What the launch bounds by 2^31: the units of all tiles, and what it costs to begin them. (Those of the
 // sm_90a kernels are fewer.)
 inline int64_t total_units(const Shape& shape, int64_t m, int64_t n, int64_t k) {
   const Tile& tile = shape.tile;
-  return (m + tile.m - 1) / tile.m * ((n + tile.width - 1) / tile.width) * (k / tile.unit() + kTileCost);
+  return tile_count(m, n, tile.m, tile.width) * (k / tile.unit() + kTileCost);
 }
 
 // Whether tiles may have so many columns: half of kTileN where five blocks or more would share one of these,
@@ -198,28 +205,22 @@ inline bool has_sm90_path(int compute_capability, WeightType weight, bool is_act
 // 1024² to 51200 × 5120; of 9 and 16, with groups of 128 rows, 3 to 17 % (H200, 2026-11-28).
 inline bool prefers_sm90_path(int64_t m, int64_t group) { return m > 16 || (m > 8 && group == 128); }
 
-// The units of all tiles.
-inline int64_t sm90_units(const Sm90Tile& tile, int64_t m, int64_t n, int64_t k) {
-  return (m + tile.tokens - 1) / tile.tokens * ((n + tile.width - 1) / tile.width) * (k / kSm90Unit);
-}
-
-// The smallest tile that holds m, of several the last that suits the groups and the layer; the largest where
-// blocks have so many of its units that handing its sums over, 128 KB a block, is little: with 19 units of a
-// block twice as many tiles of 64 were faster, with 24 the same, with 30 slower (H200, 2026-11-27).
+// The smallest tile that holds m, else the largest; of those for as many tokens the last. Of those that suit
+// the groups and the layer.
 inline int choose_sm90_shape(int64_t m, int64_t n, int64_t k, int64_t group, int multiprocessors) {
   int shape = -1;
   for (int i = 0; i < kSm90ShapeCount; ++i) {
-    const auto& [name, tile, most] = kSm90Shapes[i];
+    const auto& [name, tile, least, most] = kSm90Shapes[i];
+    const int64_t units = tile_count(m, n, tile.tokens, tile.width) * (k / kSm90Unit);
     if ((tile.group != 0 && tile.group != group) || !suits_width(tile.width, n, multiprocessors) ||
-        (most > 0 && sm90_units(tile, m, n, k) > int64_t{most} * multiprocessors)) {
+        units < int64_t{least} * multiprocessors || units > int64_t{most} * multiprocessors) {
       continue;
     }
     if (shape < 0 || kSm90Shapes[shape].tile.tokens < m || kSm90Shapes[shape].tile.tokens == tile.tokens) {
       shape = i;
     }
   }
-  if (shape + 1 < kSm90ShapeCount) return shape;
-  return sm90_units(kSm90Shapes[shape].tile, m, n, k) < int64_t{26} * multiprocessors ? shape - 1 : shape;
+  return shape;
 }
 
 // What a kernel of kSm90Shapes is launched with.
