@@ -19,6 +19,7 @@
 //      ⋮       └─────┴─────┴─────┴─────┘
 //  (pieces of the rows)                       From 32 tokens on, 8 warps of 32 columns: two share a tile, and
 //                                             each takes half of a lane's bytes. 128 tokens: one team.
+//                                             64 tokens of a wide matrix: one team of 8 warps of 64 columns.
 //
 // More warps of fewer columns hide each other's latencies (a scheduler needs four for that); a warp of more
 // tokens makes fewer weights for as many products.
@@ -359,6 +360,7 @@ __device__ __forceinline__ void gather(const Params& p) {
   SGLK_MARLIN_GEMM(dtype, type, u4_m32_long, kInt4, false, kTile32Long)            \
   SGLK_MARLIN_GEMM(dtype, type, u4_m64, kInt4, false, kTile64)                     \
   SGLK_MARLIN_GEMM(dtype, type, u4_m64_group, kInt4, false, kTile64Group)          \
+  SGLK_MARLIN_GEMM(dtype, type, u4_m64_wide, kInt4, false, kTile64Wide)            \
   SGLK_MARLIN_GEMM(dtype, type, u4_m128, kInt4, false, kTile128)                   \
   SGLK_MARLIN_GEMM(dtype, type, u4_m128_long, kInt4, false, kTile128Long)          \
   SGLK_MARLIN_GEMM(dtype, type, u8_m16, kInt8, false, kTile16Byte)                 \

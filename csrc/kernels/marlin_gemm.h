@@ -9,6 +9,7 @@ constexpr int kTileN = 256;    // columns of most tiles
 constexpr int kMinGroup = 32;  // rows of the smallest group
 constexpr int kGatherThreads = 256;
 constexpr int kMaxStride = 1 << 24;  // of a, in elements: threads step by up to 64 rows of it in 32 bits
+constexpr int kMaxColumns = (1 << 25) - 1;  // threads step by up to 8 rows of 16 of them in 32 bits
 
 // The tile of a block: m tokens × `width` columns. k_teams teams of warps share it and split its rows; a warp
 // has all tokens and `columns` columns. A team copies its units, of `steps` × 16 rows, into a ring of its
@@ -64,6 +65,7 @@ constexpr Tile kTile32Group{32, 32, 2, 4, 3, 4, 128};
 constexpr Tile kTile32Long{32, 32, 2, 8, 3, 4, 128};
 constexpr Tile kTile64{64, 32, 2, 4, 2, 4};
 constexpr Tile kTile64Group{64, 32, 2, 4, 2, 4, 128};
+constexpr Tile kTile64Wide{64, 64, 1, 4, 3, 1, 128, 512};
 constexpr Tile kTile128{128, 32, 1, 4, 3, 1};
 constexpr Tile kTile128Long{128, 32, 1, 8, 2, 1, 128};
 constexpr Tile kTile16Byte{16, 64, 2, 2, 4, 4};  // for weights of 8 bits

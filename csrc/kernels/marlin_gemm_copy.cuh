@@ -35,9 +35,9 @@ struct Config {
   static constexpr bool kScalesSums = !kIsActOrder && kTokens <= 32;
   static constexpr bool kWorksAhead = !kIsActOrder && kTokens >= 64;
   static constexpr bool kHasDirect = has_direct(kTokens, kWeight == Weight::kInt4, kIsActOrder);
-  // A part is reported once it is written; with 64 tokens, whose ring has no slack while a warp waits for the
-  // memory, when the block has nothing more to do (0.4 to 3 % of 97 us; H200, 2026-11-28).
-  static constexpr bool kReportsLate = kTokens == 64;
+  // A part is reported once it is written; with 64 tokens and two stages, a ring without slack while a warp
+  // waits for the memory, when the block has nothing more to do (0.4 to 3 % of 97 us; H200, 2026-11-28).
+  static constexpr bool kReportsLate = kTokens == 64 && kWidth <= kTileN;
   static constexpr bool kIsRaw = kWeight == Weight::kInt4 && !kIsActOrder && is_bf16<T> &&
                                  (kTokens == 8 || (kTokens == 16 && kGroup != 0));  // for lack of registers
   // Each warp of a team adds up the tokens of a share of a unit's steps, for all of them.
@@ -45,8 +45,8 @@ struct Config {
   static constexpr int kOwnSteps = kSteps / kTile.team_warps();
   static constexpr float kSumUnit = kIsRaw ? kRawUnit : kWeight == Weight::kInt4 ? kIntegerUnit<T> : 1.0f;
   // There is one tile of tokens, so that weights are read once (gate_up with one token 35.6 -> 33.1 us, with
-  // 32 56.8 -> 55.4; with 64 it spills, and takes 14 % longer; H200, 2026-11-28).
-  static constexpr bool kReadsOnce = kTokens <= 32;
+  // 32 56.8 -> 55.4; with 64, but in wide tiles, it spills, and takes 14 % longer; H200, 2026-11-28).
+  static constexpr bool kReadsOnce = kTokens <= 32 || kWidth > kTileN;
   static constexpr bool kHasRegisters = kTokens <= 16;  // for addresses that save instructions
   // Where the sums go is found before the products: some 100 instructions, each of which waits for the one
   // before, less between them and the output (o with 8 tokens 9.1 -> 8.8 us; H200, 2026-11-29).
@@ -90,10 +90,24 @@ __device__ __forceinline__ int group_shift(const Params& p) {
 // Where a thread stands, and its addresses in a slot of the ring.
 template <class C>
 struct Place {
+  // Whether a thread copies neighbours, at one address but for a constant (128 tokens 661 -> 639 instructions
+  // a unit, of 256 products): it has to know of each whether it is beyond the last column. To blocks of two
+  // teams that costs as much.
+  static constexpr bool kCopiesNeighbours = C::kTeams == 1;
   static constexpr int kChunkRow = 2 * C::kSteps;  // chunks of a row of tokens
   // Of tokens that a team copies at once, eight at least, after which the permutation repeats.
-  static constexpr int kRowThreads = kChunkRow < C::kTeamThreads / 8 ? kChunkRow : C::kTeamThreads / 8;
+  static constexpr int kMostRowThreads = kCopiesNeighbours ? 8 : C::kTeamThreads / 8;
+  static constexpr int kRowThreads = kChunkRow < kMostRowThreads ? kChunkRow : kMostRowThreads;
   static constexpr int kRows = C::kTeamThreads / kRowThreads;
+
+  // Of weights a chunk is 16 bytes of each lane, and a row 16 of the matrix. A warp copies as many chunks as
+  // the others.
+  static constexpr int kRowChunks = C::kWidth / 64 * C::kPlanes;
+  static constexpr int kOwnChunks = C::kSteps * kRowChunks / C::kTile.team_warps();
+  static constexpr int kMostNeighbours = kCopiesNeighbours ? kRowChunks : C::kPlanes;
+  static constexpr int kNeighbours = kOwnChunks < kMostNeighbours ? kOwnChunks : kMostNeighbours;
+  static constexpr int kRowWarps = kRowChunks / kNeighbours;          // that share a row
+  static constexpr int kRowStep = C::kTile.team_warps() / kRowWarps;  // from one of a warp's rows to the next
 
   // The chunks of the scales of a unit's groups, and of their zero points, which the threads of a team copy
   // in turn.
@@ -154,9 +168,9 @@ struct Place {
   __device__ __forceinline__ int group_row(int i) const {
     return copies_scales(i) ? chunk(i) / kScaleRow : (chunk(i) - kScaleChunks) / kZeroRow;
   }
-  // Of the weights that a warp copies at once: a tile of 64 columns in each of kSharers rows.
-  __device__ __forceinline__ int weight_row() const { return warp / (C::kWidth / 64); }
-  __device__ __forceinline__ int weight_tile() const { return warp % (C::kWidth / 64); }
+  // The first of the weights that a warp copies.
+  __device__ __forceinline__ int weight_row() const { return warp / kRowWarps; }
+  __device__ __forceinline__ int weight_tile() const { return warp % kRowWarps * (kNeighbours / C::kPlanes); }
 };
 
 // A team's ring.
@@ -209,6 +223,7 @@ struct Walk {
   int unit, left;
   TileIndex index{};                          // of the unit's tile
   int rows;                                   // of tokens from this thread's first to the last
+  int columns;                                // from this thread's first of weights to the last
   const char* weight;                         // of this thread, at `unit`
   const char* tokens;                         // of this thread, at `unit`
   const char* group[Place<C>::kGroupCopies];  // what this thread copies of scales or zero points of a group
@@ -218,7 +233,7 @@ struct Walk {
   __device__ __forceinline__ Walk(const Params& p, const Place<C>& place, int begin, int last)
       : next(begin), first(begin), last(last), unit(0), left(0) {
     if (C::kHasDirect) first = p.partition.first(block_index());
-    weight_bytes = opaque(p.n * (C::kBits * 2 * C::kSharers));
+    weight_bytes = opaque(p.n * (C::kBits * 2 * Place<C>::kRowStep));
     token_bytes = opaque(static_cast<int>(p.a_stride) * (Place<C>::kRows * 2));
     open<false>(p, place);
   }
@@ -235,9 +250,10 @@ struct Walk {
       left = team_unit(place.team + 1, C::kTeams, before, end - begin) - team_begin;
       next = next_unit<C>(p, block_index(), tile * tile_units + end);
       index = p.tiles.at(tile);
-      // Columns beyond the matrix repeat the last ones, tokens beyond it are whatever was there: neither is
-      // stored.
+      // Columns beyond the matrix are the last ones or whatever was there, as tokens beyond it are: neither
+      // is stored.
       const int n0 = min(index.n * C::kWidth + place.weight_tile() * 64, p.n - 64);
+      columns = p.n - n0;
       const int64_t row = int64_t{unit} * C::kSteps + place.weight_row();
       weight = static_cast<const char*>(p.weight) + (row * p.n + n0) * (C::kBits * 2) +
                place.lane * (16 * C::kPlanes);
@@ -278,16 +294,20 @@ struct Walk {
   template <bool kWeights = true, bool kRest = true>
   __device__ __forceinline__ void copy(const Params& p, const Place<C>& place, uint32_t slot) {
     if (left > 0) {
-      const uint32_t chunk = slot + place.thread * 16 + place.warp * ((C::kPlanes - 1) * 512);
+      constexpr int kNeighbours = Place<C>::kNeighbours;
+      const uint32_t chunk = slot + place.thread * 16 + place.warp * ((kNeighbours - 1) * 512);
 #pragma unroll
-      for (int step = 0; step < C::kSteps; step += C::kSharers) {
+      for (int step = 0; step < C::kSteps; step += Place<C>::kRowStep) {
 #pragma unroll
-        for (int i = 0; i < C::kPlanes; ++i) {
+        for (int i = 0; i < kNeighbours; ++i) {
+          const int tile = i / C::kPlanes, plane = i % C::kPlanes;
+          if (tile > 0 && tile * 64 >= columns) continue;
           const uint32_t target = chunk + step * C::kStepBytes + i * 512;
+          const char* const source = weight + tile * (C::kPlanes * 512) + plane * 16;
           if constexpr (kWeights && C::kReadsOnce) {
-            copy_async(target, weight + i * 16, evict_first_policy());
+            copy_async(target, source, evict_first_policy());
           } else if constexpr (kWeights) {
-            copy_async(target, weight + i * 16);
+            copy_async(target, source);
           }
         }
         weight += weight_bytes;

@@ -72,7 +72,7 @@ Selection select(int64_t m, int64_t n, int64_t k, WeightType weight, bool is_act
                  int64_t path, const DeviceProperties& device) {
   const Shape& shape = kShapes[choose_shape(m, n, k, weight, is_act_order, group, device.multiprocessors,
                                             device.shared_memory_per_block)];
-  SGLK_CHECK(m <= INT_MAX && n <= INT_MAX / 32 && k <= 256 * 65535 && total_units(shape, m, n, k) <= INT_MAX,
+  SGLK_CHECK(m <= INT_MAX && n <= kMaxColumns && k <= 256 * 65535 && total_units(shape, m, n, k) <= INT_MAX,
              "%s: size_m, size_n, size_k: expected less than 2^31 units of tiles, got %ld, %ld, %ld", kOp, m,
              n, k);
   const bool has_sm90 = SGLK_HAS_SM90A && has_sm90_path(device.compute_capability, weight, is_act_order);

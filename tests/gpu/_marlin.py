@@ -6,7 +6,7 @@ against a packer of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,17 @@ class MarlinWeight:
         c = torch.empty(a.size(0), self.size_n, dtype=a.dtype, device=a.device)
         sizes = (a.size(0), self.size_n, self.size_k, 0)
         return a, c, self.packed, self.scales, *optional, self.workspace, None, self.type.id, *sizes
+
+    def columns(self, begin: int, end: int) -> MarlinWeight:
+        """Those alone, from one multiple of 64 to another."""
+        words = self.type.size_bits // 2
+        return replace(
+            self,
+            packed=self.packed[:, begin * words : end * words],
+            scales=self.scales[:, begin:end],
+            zeros=self.zeros[:, begin // 8 : end // 8] if self.zeros.numel() else self.zeros,
+            size_n=end - begin,
+        )
 
     def dense(self) -> Tensor:
         """W [k, n] in float64, exact; its rows go with the columns of ``a`` (not of the permuted ``a``)."""

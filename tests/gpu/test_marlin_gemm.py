@@ -91,6 +91,22 @@ def test_the_deeper_pipelines_and_the_largest_tile(
     check(random_weight(scalar_types.uint4, 40960, size_k, group_size, dtype, DEVICE), m, dtype, path)
 
 
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("dtype", HALVES, ids=name)
+@pytest.mark.parametrize("m", [40, 64])
+def test_wide_tiles(m: int, dtype: torch.dtype) -> None:
+    """Of 512 columns, but for the last, of 64: about the smallest matrix that takes them on an H200.
+
+    Some of its columns are compared: under compute-sanitizer references of all run out of memory.
+    """
+    weight = random_weight(scalar_types.uint4, 33856, 6016, 128, dtype, DEVICE)
+    a = randn(m, 6016, dtype=dtype)
+    with force_path("generic"):
+        result = product(weight, a)
+    for begin, end in ((0, 1024), (16384, 17408), (32768, 33856)):
+        assert_product(result[:, begin:end], a, weight.columns(begin, end).dense())
+
+
 @pytest.mark.parametrize("exponent", [-56, 56])
 @pytest.mark.parametrize(("size_n", "size_k"), [(192, 512), (40960, 1024)])
 @pytest.mark.parametrize("m", [1, 16])
@@ -207,11 +223,11 @@ def test_bias(type_: ScalarType, m: int, size_k: int) -> None:
 
 
 @pytest.mark.parametrize("m", [1, 17, 64, 300])
-@pytest.mark.parametrize("size_n", [320, 5120])
+@pytest.mark.parametrize(("size_n", "size_k"), [(320, 2048), (5120, 2048), (33856, 6016)])
 @pytest.mark.parametrize("path", PATHS)
-def test_repeats_are_equal_bit_by_bit(path: str, m: int, size_n: int) -> None:
-    weight = random_weight(scalar_types.uint4, size_n, 2048, 128, torch.bfloat16, DEVICE)
-    a = randn(m, 2048, dtype=torch.bfloat16)
+def test_repeats_are_equal_bit_by_bit(path: str, m: int, size_n: int, size_k: int) -> None:
+    weight = random_weight(scalar_types.uint4, size_n, size_k, 128, torch.bfloat16, DEVICE)
+    a = randn(m, size_k, dtype=torch.bfloat16)
     with force_path(path):
         first = product(weight, a)
         for _ in range(100):
@@ -263,10 +279,10 @@ def test_a_row_does_not_depend_on_the_others_of_its_tile() -> None:
 
 def test_model_shapes() -> None:
     """Those of Qwen3-32B and 14B that are cut into pieces most unevenly."""
-    for size_n, size_k, m in (
-        *((10240, 5120, 5), (5120, 8192, 16), (5120, 17408, 16), (5120, 25600, 16)),
-        *((5120, 17408, 30), (5120, 8192, 100), (51200, 5120, 250), (5120, 25600, 1000)),
+    for size_n, size_k, m, path in (
+        *((10240, 5120, 5, "auto"), (5120, 8192, 16, "auto"), (5120, 17408, 16, "auto")),
+        *((5120, 25600, 16, "auto"), (5120, 17408, 30, "auto"), (5120, 8192, 100, "auto")),
+        *((51200, 5120, 250, "auto"), (5120, 25600, 1000, "auto"), (51200, 5120, 60, "generic")),
     ):
         weight = random_weight(scalar_types.uint4, size_n, size_k, 128, torch.bfloat16, DEVICE)
-        a = randn(m, size_k, dtype=torch.bfloat16)
-        assert_product(product(weight, a), a, weight.dense())
+        check(weight, m, torch.bfloat16, path)

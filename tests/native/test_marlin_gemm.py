@@ -209,7 +209,9 @@ def test_how_many_tiles_are_taken_whole(native: Any, m: int, n: int, k: int, dir
     (17, 10240, 5120, 128, "u4_m32_long"),
     (32, 51200, 5120, 128, "u4_m32_long"),
     (32, 256, 5120, 128, "u4_m32_group"),
-    (64, 51200, 5120, 128, "u4_m64_group"),
+    (64, 51200, 5120, 128, "u4_m64_wide"),
+    (64, 33280, 5120, 128, "u4_m64_group"),  # 65 tiles of 512 columns would be too few
+    (64, 51200, 1024, 128, "u4_m64_group"),
     (64, 51200, 5120, 64, "u4_m64"),
     (64, 51200, 5120, 0, "u4_m64"),
     (128, 51200, 5120, 128, "u4_m128_long"),
@@ -235,6 +237,7 @@ def test_the_deeper_pipeline_is_for_long_ways_in_large_shared_memory(native: Any
     assert name(9, 256, 1024, H200) == "u4_m16"
     assert name(9, 51200, 5120, H200) == "u4_m16_long"
     assert name(9, 51200, 5120, RTX_5090) == "u4_m16"
+    assert name(64, 51200, 5120, RTX_5090) == "u4_m64_wide"
 
 
 @settings(deadline=None, max_examples=200)

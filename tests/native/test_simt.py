@@ -22,7 +22,7 @@ RACE = "a race"
 ORDERED = ("u4_act_order_m64", "u8_act_order_m64")
 OF_128 = (  # groups of 128 rows alone
     *("u4_m8_group", "u4_m8_long", "u4_m8_narrow", "u4_m8_narrow_long", "u4_m16_long", "u4_m32_group"),
-    *("u4_m32_long", "u4_m64_group", "u4_m128_long"),
+    *("u4_m32_long", "u4_m64_group", "u4_m64_wide", "u4_m128_long"),
 )
 TILES = (
     *("u4_m8", "u4_m8_deep", "u4_m16", "u4_m16_deep", "u4_m32", "u4_m32_deep", "u4_m64", "u4_m128"),
@@ -108,7 +108,7 @@ def test_a_product(product: Path, tile: str, group: int) -> None:
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3, 7, 16])
-@pytest.mark.parametrize("tile", ["u4_m8", "u4_m16", "u4_m32", *SM90_TILES])
+@pytest.mark.parametrize("tile", ["u4_m8", "u4_m16", "u4_m32", "u4_m64_group", "u4_m64_wide", *SM90_TILES])
 def test_however_many_blocks(product: Path, tile: str, blocks: int) -> None:
     """From one for all to many that share a tile."""
     run(product, (kernel(tile, "bf16"), 3, 576, 1024, 128, 1, blocks, blocks))
