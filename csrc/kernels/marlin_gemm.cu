@@ -22,7 +22,7 @@
 //                                             64 tokens of a wide matrix: one team of 8 warps of 64 columns.
 //
 // More warps of fewer columns hide each other's latencies (a scheduler needs four for that); a warp of more
-// tokens makes fewer weights for as many products.
+// tokens makes fewer weights for as many products, one of more columns loads fewer tokens.
 //
 // Few tokens (kScalesSums): sums of a group are scaled when the group ends. Many tokens: weights are scaled,
 // and rounded to the type of a. In bf16, weights of 4 bits are 1/64 of what they are (dequantize.cuh), or

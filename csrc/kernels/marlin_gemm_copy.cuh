@@ -35,9 +35,9 @@ struct Config {
   static constexpr bool kScalesSums = !kIsActOrder && kTokens <= 32;
   static constexpr bool kWorksAhead = !kIsActOrder && kTokens >= 64;
   static constexpr bool kHasDirect = has_direct(kTokens, kWeight == Weight::kInt4, kIsActOrder);
-  // A part is reported once it is written; with 64 tokens and two stages, a ring without slack while a warp
-  // waits for the memory, when the block has nothing more to do (0.4 to 3 % of 97 us; H200, 2026-11-28).
-  static constexpr bool kReportsLate = kTokens == 64 && kWidth <= kTileN;
+  // A part is reported once it is written; with 64 tokens of two teams, whose rings have no slack while a
+  // warp waits for the memory, when the block has nothing more to do (0.4 to 3 % of 97 us; H200, 2026-11-28).
+  static constexpr bool kReportsLate = kTokens == 64 && kTeams > 1;
   static constexpr bool kIsRaw = kWeight == Weight::kInt4 && !kIsActOrder && is_bf16<T> &&
                                  (kTokens == 8 || (kTokens == 16 && kGroup != 0));  // for lack of registers
   // Each warp of a team adds up the tokens of a share of a unit's steps, for all of them.

@@ -59,6 +59,7 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         ((1, 100, 128), "size_n: expected a multiple of 64, got 100"),
         ((1, 64, 100), "size_k: expected a positive multiple of 128, got 100"),
         ((1 << 40, 64, 128), r"expected less than 2\^31 units of tiles, got 1099511627776, 64, 128"),
+        ((1, 1 << 25, 128), r"expected less than 2\^31 units of tiles, got 1, 33554432, 128"),
     ):
         with pytest.raises(ValueError, match=f"gptq_marlin_gemm: .*{error}"):
             _plan.plan(_plan.GPUS[0], *shape)
